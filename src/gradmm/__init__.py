@@ -1,0 +1,70 @@
+"""gradmm: small, readable synthetic text data sets that train a language model like the real data would.
+
+import gradmm
+
+model = gradmm.load_model("demo")
+task = gradmm.Task(label_names=("negative", "positive"), verbalisers=(" bad", " great"))
+result = gradmm.generate(model, task, "train.csv")
+result.dataset            # a datasets.Dataset
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradmm.config import GenerateConfig, load_config
+    from gradmm.data.presets import get_task
+    from gradmm.data.sources import DataConfig, LabelledData, load_data
+    from gradmm.data.task import Task
+    from gradmm.errors import GradmmError
+    from gradmm.models import LanguageModel, ModelConfig, load_model
+    from gradmm.pipeline import generate
+    from gradmm.result import Result
+
+__version__ = version("gradmm")
+
+# Loaded on first use: `import gradmm` and `gradmm --help` must not wait for torch.
+_HOMES = {
+    "DataConfig": "data.sources",
+    "GenerateConfig": "config",
+    "GradmmError": "errors",
+    "LabelledData": "data.sources",
+    "LanguageModel": "models",
+    "ModelConfig": "models",
+    "Result": "result",
+    "Task": "data.task",
+    "generate": "pipeline",
+    "get_task": "data.presets",
+    "load_config": "config",
+    "load_data": "data.sources",
+    "load_model": "models",
+}
+
+__all__ = [  # noqa: RUF022 - sorted by use
+    "load_model",
+    "load_data",
+    "Task",
+    "get_task",
+    "generate",
+    "GenerateConfig",
+    "Result",
+    "load_config",
+    "ModelConfig",
+    "DataConfig",
+    "LanguageModel",
+    "LabelledData",
+    "GradmmError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"gradmm.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'gradmm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

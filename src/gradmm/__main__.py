@@ -1,0 +1,5 @@
+"""`python -m gradmm`."""
+
+from gradmm.cli import main
+
+main()
