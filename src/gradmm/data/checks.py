@@ -1,0 +1,60 @@
+"""What must hold between data, task and model before any work is done."""
+
+from __future__ import annotations
+
+from gradmm.data.rows import LabelledData
+from gradmm.data.task import BoundTask, Task
+from gradmm.errors import DataError, TaskError
+
+_BATCH = 1000
+
+
+def check_labels(task: Task, data: LabelledData) -> None:
+    """The data's classes are the task's, in the same order.
+
+    Data without names of their own (labels 0, 1, ...) take the task's.
+
+    Raises:
+        TaskError: otherwise.
+    """
+    unnamed = tuple(str(label) for label in range(data.num_classes))
+    if data.label_names == task.label_names or (
+        data.label_names == unnamed and data.num_classes == len(task.label_names)
+    ):
+        return
+    raise TaskError(
+        f"the task's classes are {list(task.label_names)} but those of {data.name} are {list(data.label_names)}; "
+        "give a task over the data's classes (task.template, task.verbalisers), or set data.label_names and "
+        "data.classes to the task's"
+    )
+
+
+def check_fits(task: BoundTask, data: LabelledData) -> int:
+    """Every row fits the model's context with the template around it.
+
+    Returns:
+        Tokens of the longest row that had to be tokenised to know; 0 if all are short for certain.
+
+    Raises:
+        DataError: naming the row.
+    """
+    longest = 0
+    for label in range(data.num_classes):
+        for number, batch in enumerate(data.iter_batches(label, _BATCH)):
+            for at, text in enumerate(batch):
+                # A token stands for a byte at least, so short rows need not be tokenised.
+                if len(text.encode()) + 2 <= task.room:
+                    continue
+                count = len(task.text_ids(text))
+                longest = max(longest, count)
+                if count > task.room:
+                    _refuse(task, data, label, number * _BATCH + at, text, count)
+    return longest
+
+
+def _refuse(task: BoundTask, data: LabelledData, label: int, row: int, text: str, count: int) -> None:
+    raise DataError(
+        f"{data.name}: row {row} of class {data.label_names[label]!r} has {count} tokens, but the model's "
+        f"context of {task.max_length} leaves room for {task.room}: {text[:60]!r}...; shorten or drop such rows, "
+        "or take a model with a longer context"
+    )

@@ -1,0 +1,99 @@
+"""Which tokens a synthetic text may hold."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from gradmm.errors import ConfigError
+
+_UNDECODABLE = "\ufffd"
+_SENTENCE_ENDS = (".", "!", "?")
+
+
+class BanConfig(BaseModel):
+    """Bans beyond those that always hold: special tokens, control characters, rows without a token."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    english_only: bool = False
+    """Keep tokens of printable ASCII only."""
+    substrings: tuple[str, ...] = ()
+    """Ban every token that holds one of these."""
+
+
+@lru_cache(maxsize=8)
+def token_strings(tokenizer: Any) -> tuple[str, ...]:
+    """What each token adds to a text that it continues; empty for ids without a token.
+
+    A SentencePiece tokenizer drops the space of a text's first token, so each is decoded after another one.
+    """
+    anchor = tokenizer("x", add_special_tokens=False).input_ids
+    head = tokenizer.decode(anchor)
+    known = set(tokenizer.get_vocab().values())
+    size = max(known) + 1
+    wholes = tokenizer.batch_decode([[*anchor, i] if i in known else anchor for i in range(size)])
+    return tuple(whole[len(head) :] for whole in wholes)
+
+
+def allowed_tokens(tokenizer: Any, vocab_size: int, config: BanConfig = BanConfig()) -> Tensor:
+    """Marks the tokens that a text may hold.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        vocab_size: rows of the model's head, which may exceed the tokenizer's.
+        config: further bans.
+
+    Returns:
+        Boolean mask (V,).
+
+    Raises:
+        ConfigError: if nothing is left.
+    """
+    special = set(tokenizer.all_special_ids)
+    mask_V = torch.zeros(vocab_size, dtype=torch.bool)
+    for index, string in enumerate(token_strings(tokenizer)[:vocab_size]):
+        mask_V[index] = index not in special and _is_clean(string, config)
+    if not mask_V.any():
+        raise ConfigError(f"the bans {config.model_dump()} leave no token of {vocab_size}; loosen them")
+    return mask_V
+
+
+def sentence_ends(tokenizer: Any, vocab_size: int) -> Tensor:
+    """Marks the tokens that end a sentence: a period, exclamation or question mark (V,)."""
+    mask_V = torch.zeros(vocab_size, dtype=torch.bool)
+    for index, string in enumerate(token_strings(tokenizer)[:vocab_size]):
+        mask_V[index] = string.strip() in _SENTENCE_ENDS
+    return mask_V
+
+
+def bare_starts(tokenizer: Any, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Tokens that can open a text, and for each token the one that stands for it after a space.
+
+    With byte-level BPE the first word of a text ("The") is another token than the same word after a prompt
+    (" The"). A projection that is guided by a prompt asks the LM about the second and writes the first.
+
+    Returns:
+        mask (V,) of tokens that have such a counterpart; ids (V,) of the counterparts (or the token itself).
+    """
+    strings = token_strings(tokenizer)[:vocab_size]
+    spaced = {string: index for index, string in enumerate(strings) if string.startswith(" ")}
+    ids_V = torch.arange(vocab_size)
+    mask_V = torch.zeros(vocab_size, dtype=torch.bool)
+    for index, string in enumerate(strings):
+        if string[:1].isalpha() and " " + string in spaced:
+            mask_V[index], ids_V[index] = True, spaced[" " + string]
+    return mask_V, ids_V
+
+
+def _is_clean(string: str, config: BanConfig) -> bool:
+    if not string.strip() or _UNDECODABLE in string or any(item in string for item in config.substrings):
+        return False
+    if config.english_only and not (string.isascii() and string.isprintable()):
+        return False
+    return not any(unicodedata.category(char).startswith("C") for char in string)
