@@ -1,0 +1,1 @@
+"""Gradients of the output head in closed form: factors, distances, targets."""

@@ -1,0 +1,99 @@
+"""How far a set's gradient is from the target: `D(G, T)`, always float32, one number per set.
+
+cosine        1 - <G, T> / (|G| |T|)
+relative_l2   |G - T|^2 / |T|^2
+tag           |G - T|^2 + tag_factor |G - T|_1      (Deng et al. 2021; needs the matrices)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from gradmm.gradients.factors import Factors, Inner, inner
+from gradmm.gradients.target import ClassTarget
+
+DistanceName = Literal["cosine", "relative_l2", "tag"]
+
+
+class DistanceConfig(BaseModel):
+    """Which distance, over which of the head's parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: DistanceName = "cosine"
+    """The formula."""
+    bias: Literal["joint", "separate", "ignore"] = "joint"
+    """A head's bias: one vector with the weight; a distance of its own, averaged (the official code); left out."""
+    tag_factor: float = 0.01
+    """Weight of the L1 norm in `tag`."""
+
+
+def distance(config: DistanceConfig, sets: Factors, target: ClassTarget, has_bias: bool) -> Tensor:
+    """D(G_k, target) for every set, differentiable with respect to the factors.
+
+    Args:
+        config: which distance.
+        sets: gradients of K sets.
+        target: the class's target.
+        has_bias: whether the model's head has a bias at all.
+
+    Returns:
+        (K,), float32.
+    """
+    bias = config.bias if has_bias else "ignore"
+    if config.name == "tag":
+        return _tag(sets, target, config.tag_factor, bias)
+    return _by_component(_FORMULAS[config.name], bias, inner(sets, sets), target.inner(sets), target.square_norm())
+
+
+def distance_between(config: DistanceConfig, mine: ClassTarget, target: ClassTarget, has_bias: bool) -> float:
+    """D(mine, target) of two mean gradients, however each is held."""
+    bias = config.bias if has_bias else "ignore"
+    if config.name == "tag":
+        return float(_tag_of(mine.materialised(), target.materialised(), config.tag_factor, bias))
+    formula = _FORMULAS[config.name]
+    inners = (mine.square_norm(), target.inner_with(mine), target.square_norm())
+    return float(_by_component(formula, bias, *inners))
+
+
+def _by_component(
+    formula: Callable[[Tensor, Tensor, Tensor], Tensor], bias: str, gg: Inner, gt: Inner, tt: Inner
+) -> Tensor:
+    """Applies `formula(<G,G>, <G,T>, <T,T>)` to weight, bias, or both taken together."""
+    if bias == "ignore":
+        return formula(gg.weight_K, gt.weight_K, tt.weight_K)
+    if bias == "joint":
+        return formula(gg.weight_K + gg.bias_K, gt.weight_K + gt.bias_K, tt.weight_K + tt.bias_K)
+    return (formula(gg.weight_K, gt.weight_K, tt.weight_K) + formula(gg.bias_K, gt.bias_K, tt.bias_K)) / 2
+
+
+def _cosine(gg_K: Tensor, gt_K: Tensor, tt_K: Tensor) -> Tensor:
+    tiny = torch.finfo(gg_K.dtype).tiny
+    return 1 - gt_K / (gg_K.clamp_min(tiny).sqrt() * tt_K.clamp_min(tiny).sqrt())
+
+
+def _relative_l2(gg_K: Tensor, gt_K: Tensor, tt_K: Tensor) -> Tensor:
+    return (gg_K - 2 * gt_K + tt_K) / tt_K.clamp_min(torch.finfo(tt_K.dtype).tiny)
+
+
+_FORMULAS = {"cosine": _cosine, "relative_l2": _relative_l2}
+
+
+def _tag(sets: Factors, target: ClassTarget, factor: float, bias: str) -> Tensor:
+    theirs = target.materialised()
+    distances = []
+    for k in range(sets.num_sets):  # one matrix at a time
+        one = Factors(sets.r_KJV[k : k + 1], sets.h_KJD[k : k + 1], sets.weight_KJ[k : k + 1])
+        distances.append(_tag_of(ClassTarget(one, None).materialised(), theirs, factor, bias))
+    return torch.stack(distances)
+
+
+def _tag_of(mine: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], factor: float, bias: str) -> Tensor:
+    pairs = list(zip(mine, theirs, strict=True))[: 1 if bias == "ignore" else 2]
+    parts = [(a - b).square().sum() + factor * (a - b).abs().sum() for a, b in pairs]
+    return torch.stack(parts).sum()

@@ -1,0 +1,106 @@
+"""The gradient of the output head, as factors, never as a matrix.
+
+With `h_j` (D) the hidden state that predicts label token j and `r_j = (softmax(logits) - onehot(y_j)) * slope`
+(V), where `slope` is the derivative of what the model does to `W h + b` (1 for most models),
+
+    grad_W = sum_j w_j r_j h_j^T        grad_b = sum_j w_j r_j
+    <G, G'> = sum_jk w_j w'_k (r_j . r'_k) (h_j . h'_k + [bias])
+
+so everything about a gradient follows from pairs (r, h), and one ordinary backward pass through the body
+differentiates it with respect to the input embeddings: no V x D matrix, no double backward.
+
+Shape suffixes: K sets (blocks of texts, each with a gradient of its own), J factors of a set, V vocabulary,
+D hidden size, N texts, L label tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradmm.data.task import Batch
+from gradmm.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Factors:
+    """K gradients, each a weighted sum of J outer products; all float32."""
+
+    r_KJV: Tensor
+    """Derivative of the loss with respect to `W h + b`."""
+    h_KJD: Tensor
+    """Hidden state at the same position."""
+    weight_KJ: Tensor
+    """Weight of the pair: 1/n for the mean over n texts, 0 for padding."""
+
+    @property
+    def num_sets(self) -> int:
+        """K."""
+        return self.r_KJV.shape[0]
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """The materialised gradients (K, V, D) and (K, V): for small problems and for the TAG distance."""
+        weighted_KJV = self.r_KJV * self.weight_KJ.unsqueeze(-1)
+        return weighted_KJV.transpose(1, 2) @ self.h_KJD, weighted_KJV.sum(1)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Inner products of K pairs of gradients: of the head's weight and, apart, of its bias."""
+
+    weight_K: Tensor
+    bias_K: Tensor
+
+
+def label_factors(lm: LanguageModel, batch: Batch, embeds_NSE: Tensor, texts_per_set: int) -> Factors:
+    """Factors of the mean gradient of each set of consecutive texts.
+
+    Args:
+        lm: the model at whose weights the gradient is taken.
+        batch: N rendered texts, `texts_per_set` for every set in turn.
+        embeds_NSE: their input embeddings, from `batch.embed`; gradients flow back to them.
+        texts_per_set: texts in each set.
+
+    Returns:
+        Factors with K = N / texts_per_set sets of J = texts_per_set * L pairs.
+    """
+    h_NLD = lm.hidden(embeds_NSE, batch.predict_at_NL)
+    r_NLV = _residual(lm, h_NLD, batch.label_ids_NL)
+    sets = h_NLD.shape[0] // texts_per_set
+    return Factors(
+        r_NLV.reshape(sets, -1, r_NLV.shape[-1]),
+        h_NLD.float().reshape(sets, -1, h_NLD.shape[-1]),
+        batch.label_mask_NL.reshape(sets, -1) / texts_per_set,
+    )
+
+
+def _residual(lm: LanguageModel, h_NLD: Tensor, label_ids_NL: Tensor) -> Tensor:
+    logits_NLV, slope = lm.head(h_NLD)
+    onehot_NLV = torch.zeros_like(logits_NLV).scatter_(-1, label_ids_NL.unsqueeze(-1), 1.0)
+    residual_NLV = torch.softmax(logits_NLV, dim=-1) - onehot_NLV
+    return residual_NLV if isinstance(slope, float) and slope == 1.0 else residual_NLV * slope
+
+
+def inner(a: Factors, b: Factors) -> Inner:
+    """<G_k, G'_k> for every k; a `b` of one set is held against all of `a`.
+
+    Cost: K J J' (V + D) multiply-adds, V x D never formed.
+    """
+    rr_KJI = a.r_KJV @ b.r_KJV.transpose(1, 2)
+    rr_KJI = rr_KJI * a.weight_KJ.unsqueeze(-1) * b.weight_KJ.unsqueeze(1)
+    hh_KJI = a.h_KJD @ b.h_KJD.transpose(1, 2)
+    return Inner((rr_KJI * hh_KJI).sum((1, 2)), rr_KJI.sum((1, 2)))
+
+
+def inner_dense(a: Factors, weight_VD: Tensor, bias_V: Tensor) -> Inner:
+    """<G_k, T> = sum_j w_j r_j^T T h_j with a materialised T.
+
+    Cost: K J V D multiply-adds.
+    """
+    r_MV = a.r_KJV.flatten(0, 1)
+    rt_KJD = (r_MV @ weight_VD).view_as(a.h_KJD)
+    on_weight_KJ = (rt_KJD * a.h_KJD).sum(-1)
+    on_bias_KJ = (r_MV @ bias_V).view_as(a.weight_KJ)
+    return Inner((on_weight_KJ * a.weight_KJ).sum(-1), (on_bias_KJ * a.weight_KJ).sum(-1))

@@ -1,0 +1,167 @@
+"""The target: the mean gradient of each class's real rows. Past this module nothing takes real rows.
+
+A class's target is held as factors while they are smaller than the matrix, J (V + D) < V D, and densely
+from then on, so memory is bounded by one matrix per class however many rows stream through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from gradmm.data.task import BoundTask
+from gradmm.errors import DataError
+from gradmm.gradients.factors import Factors, Inner, inner, inner_dense, label_factors
+from gradmm.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class ClassTarget:
+    """Mean gradient of one class: `factors` (of one set) or `dense` (V x D and V)."""
+
+    factors: Factors | None
+    dense: tuple[Tensor, Tensor] | None
+
+    def inner(self, sets: Factors) -> Inner:
+        """<G_k, target> for every set."""
+        if self.factors is not None:
+            return inner(sets, self.factors)
+        weight_VD, bias_V = cast(tuple[Tensor, Tensor], self.dense)
+        return inner_dense(sets, weight_VD, bias_V)
+
+    def inner_with(self, other: ClassTarget) -> Inner:
+        """<other, target> of two mean gradients, as tensors of one element."""
+        if other.factors is not None:
+            return self.inner(other.factors)
+        if self.factors is not None:
+            return other.inner(self.factors)
+        (a_VD, a_V), (b_VD, b_V) = self.materialised(), other.materialised()
+        return Inner((a_VD * b_VD).sum()[None], (a_V * b_V).sum()[None])
+
+    def square_norm(self) -> Inner:
+        """||target||^2, as tensors of one element."""
+        return self.inner_with(self)
+
+    def materialised(self) -> tuple[Tensor, Tensor]:
+        """The gradient as a matrix (V, D) and a vector (V)."""
+        if self.factors is None:
+            return cast(tuple[Tensor, Tensor], self.dense)
+        weight_1VD, bias_1V = self.factors.dense()
+        return weight_1VD[0], bias_1V[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For the run folder; `from_tensors` reads it back."""
+        if self.factors is not None:
+            return {"r": self.factors.r_KJV, "h": self.factors.h_KJD, "weight": self.factors.weight_KJ}
+        weight_VD, bias_V = cast(tuple[Tensor, Tensor], self.dense)
+        return {"dense_weight": weight_VD, "dense_bias": bias_V}
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor]) -> ClassTarget:
+        """Inverse of `tensors`."""
+        if "dense_weight" in tensors:
+            return ClassTarget(None, (tensors["dense_weight"], tensors["dense_bias"]))
+        return ClassTarget(Factors(tensors["r"], tensors["h"], tensors["weight"]), None)
+
+
+@dataclass(frozen=True)
+class ReleasedTarget:
+    """All that solvers ever know of the real rows."""
+
+    classes: tuple[ClassTarget, ...]
+    """One target per class."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Flat, for safetensors."""
+        return {
+            f"{label}.{key}": value.contiguous()
+            for label, target in enumerate(self.classes)
+            for key, value in target.tensors().items()
+        }
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor]) -> ReleasedTarget:
+        """Inverse of `tensors`."""
+        labels = sorted({int(key.split(".")[0]) for key in tensors})
+        parts = [{k.split(".")[1]: v for k, v in tensors.items() if k.split(".")[0] == str(c)} for c in labels]
+        return ReleasedTarget(tuple(ClassTarget.from_tensors(part) for part in parts))
+
+
+class TargetAccumulator:
+    """Running sum of one class's gradients: factors first, a matrix as soon as that is smaller."""
+
+    def __init__(self) -> None:
+        self._parts: list[Factors] = []
+        self._dense: tuple[Tensor, Tensor] | None = None
+        self._rows = 0
+
+    def add(self, sums: Factors, rows: int) -> None:
+        """Adds the *sum* (not the mean) over `rows` texts, as factors of one set."""
+        self._rows += rows
+        if self._dense is None:
+            self._parts.append(sums)
+            pairs = sum(part.weight_KJ.numel() for part in self._parts)
+            vocabulary, hidden = sums.r_KJV.shape[-1], sums.h_KJD.shape[-1]
+            if pairs * (vocabulary + hidden) < vocabulary * hidden:
+                return
+            self._dense = (sums.r_KJV.new_zeros(vocabulary, hidden), sums.r_KJV.new_zeros(vocabulary))
+        for part in self._parts or [sums]:
+            weighted_JV = part.r_KJV[0] * part.weight_KJ[0].unsqueeze(-1)
+            self._dense[0].addmm_(weighted_JV.T, part.h_KJD[0])
+            self._dense[1].add_(weighted_JV.sum(0))
+        self._parts = []
+
+    def mean(self) -> ClassTarget:
+        """The mean gradient over all rows that were added."""
+        if self._dense is not None:
+            return ClassTarget(None, (self._dense[0] / self._rows, self._dense[1] / self._rows))
+        r_KJV, h_KJD, weight_KJ = (
+            torch.cat([getattr(part, name) for part in self._parts], dim=1)
+            for name in ("r_KJV", "h_KJD", "weight_KJ")
+        )
+        return ClassTarget(Factors(r_KJV, h_KJD, weight_KJ / self._rows), None)
+
+
+@torch.no_grad()
+def compute_target(
+    lm: LanguageModel,
+    task: BoundTask,
+    rows: Sequence[Iterable[list[str]]],
+    progress: Callable[[int], None] = lambda rows: None,
+) -> ReleasedTarget:
+    """Mean gradient per class over real rows, streamed.
+
+    Args:
+        lm: the model at whose weights the gradients are taken.
+        task: the rendering.
+        rows: per class, batches of texts; each batch goes through the model at once.
+        progress: called with the number of rows of each batch that is done.
+
+    Raises:
+        DataError: if a row is longer than the model's context.
+    """
+    targets = []
+    for label, batches in enumerate(rows):
+        total = TargetAccumulator()
+        for texts in batches:
+            total.add(_summed(lm, task, texts, label), len(texts))
+            progress(len(texts))
+        targets.append(total.mean())
+    return ReleasedTarget(tuple(targets))
+
+
+def _summed(lm: LanguageModel, task: BoundTask, texts: list[str], label: int) -> Factors:
+    ids = [task.text_ids(text) for text in texts]
+    for row, text in zip(ids, texts, strict=True):
+        if len(row) > task.room:
+            raise DataError(
+                f"a row of class {task.task.label_names[label]!r} has {len(row)} tokens, and the model's context "
+                f"of {task.max_length} leaves room for {task.room}: {text[:60]!r}...; shorten or drop such rows"
+            )
+    batch = task.collate(ids, [label] * len(ids)).to(lm.device)
+    mean = label_factors(lm, batch, batch.embed(lm.embeddings_VE), len(ids))
+    return Factors(mean.r_KJV, mean.h_KJD, mean.weight_KJ * len(ids))
