@@ -1,0 +1,90 @@
+"""What a set of labelled texts is worth: distance of its gradients, readability. Always of the decoded text.
+
+Texts are tokenised here as a user's trainer would tokenise them; whatever tokens a solver had in mind play
+no part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from gradmm.data.task import BoundTask
+from gradmm.decoding import log_perplexity
+from gradmm.gradients.distances import DistanceConfig, distance_between
+from gradmm.gradients.target import ReleasedTarget, compute_target
+from gradmm.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class SetMeasures:
+    """One set of texts: real rows, LM samples or synthetic texts."""
+
+    texts: int
+    """Number of texts."""
+    distance: float
+    """Distance between the set's mean gradient and the target, averaged over classes."""
+    class_distances: tuple[float, ...]
+    """The same per class."""
+    log_perplexity: float
+    """Mean over texts of the LM's negative log-likelihood per token (nats)."""
+    distinct_2: float
+    """Different word pairs over all word pairs: 1 is varied, 0 is all the same."""
+    tokens: float
+    """Mean length of a text in tokens."""
+
+
+@torch.no_grad()
+def measure(
+    lm: LanguageModel,
+    task: BoundTask,
+    target: ReleasedTarget,
+    config: DistanceConfig,
+    texts: Sequence[Sequence[str]],
+    batch_size: int = 32,
+) -> tuple[SetMeasures, list[list[float]]]:
+    """Measures a set of texts against a target.
+
+    Args:
+        lm: the language model.
+        task: the rendering.
+        target: mean gradients of the real rows.
+        config: the distance.
+        texts: per class, its texts (at least one).
+        batch_size: texts per forward pass.
+
+    Returns:
+        The measures, and per class the log-perplexity of each text.
+    """
+    batches = [[list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)] for own in texts]
+    gradients = compute_target(lm, task, batches)
+    distances = [
+        distance_between(config, mine, theirs, lm.head.bias_V is not None)
+        for mine, theirs in zip(gradients.classes, target.classes, strict=True)
+    ]
+    ids = [[task.text_ids(text) for text in own] for own in texts]
+    nll = [log_perplexity(lm, own, batch_size) for own in ids]
+    flat = [value for own in nll for value in own if not math.isnan(value)]
+    lengths = [len(row) for own in ids for row in own]
+    return (
+        SetMeasures(
+            texts=len(lengths),
+            distance=sum(distances) / len(distances),
+            class_distances=tuple(distances),
+            log_perplexity=sum(flat) / len(flat) if flat else float("nan"),
+            distinct_2=distinct_2([text for own in texts for text in own]),
+            tokens=sum(lengths) / len(lengths),
+        ),
+        nll,
+    )
+
+
+def distinct_2(texts: Sequence[str]) -> float:
+    """Share of word pairs that are different (Li et al. 2016); NaN where there are none."""
+    words = [text.lower().split() for text in texts]
+    pairs = [pair for own in words for pair in pairwise(own)]
+    return len(set(pairs)) / len(pairs) if pairs else float("nan")

@@ -1,0 +1,182 @@
+"""Where ADMM starts: texts written by the LM after the class's prompt, or random vectors (the paper).
+
+Shape suffixes: K blocks, B texts of a block, T text positions, E embedding size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from gradmm.data.task import BoundTask
+from gradmm.decoding import PromptCache, sample
+from gradmm.errors import GradmmError
+
+_SENTENCE_END = re.compile(r"[.!?]['\")]?(?=\s|$)")
+_ROUNDS = 20  # of resampling, before an LM that ends no sentence is given up on
+
+
+class LengthConfig(BaseModel):
+    """How many tokens a text has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    distribution: Literal["natural", "fixed", "uniform", "normal"] = "natural"
+    """`natural`: the LM's own sentences, cut at the last sentence end before a limit drawn uniformly between
+    `min_tokens` and `max_tokens`; `fixed`: `max_tokens`; `uniform` between the two; `normal` around `mean`
+    with `std`, kept between the two."""
+    min_tokens: int = Field(8, ge=1)
+    """Shortest text."""
+    max_tokens: int = Field(32, ge=1)
+    """Longest text."""
+    mean: float = 20.0
+    """Mean of `normal`."""
+    std: float = Field(6.0, ge=0)
+    """Standard deviation of `normal`."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LengthConfig:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
+        return self
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Lengths (count,); for `natural` the limits."""
+        if self.distribution == "fixed":
+            return torch.full((count,), self.max_tokens)
+        if self.distribution == "normal":
+            drawn = self.mean + self.std * torch.randn(count, generator=generator)
+            return drawn.round().long().clamp(self.min_tokens, self.max_tokens)
+        return torch.randint(self.min_tokens, self.max_tokens + 1, (count,), generator=generator)
+
+
+class InitialConfig(BaseModel):
+    """What ADMM starts from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Literal["lm", "random"] = "lm"
+    """`lm`: texts that the LM writes after the class's prompt; `random`: normal vectors (the paper)."""
+    candidates: int = Field(8, ge=1)
+    """Blocks drawn for each block that is kept; the one with the lowest objective is kept."""
+    scale: float | None = Field(None, gt=0)
+    """L2 norm that random vectors are scaled to; None takes the mean norm of the embedding table."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the LM's texts."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Nucleus of the LM's texts."""
+
+
+class Start(NamedTuple):
+    """Where some blocks start."""
+
+    x_KBTE: Tensor
+    lengths_KB: Tensor
+    codes_KBT: Tensor | None
+    """The tokens, where the vectors are those of a text."""
+
+
+def write_texts(
+    task: BoundTask,
+    prompts: PromptCache,
+    allowed_V: Tensor,
+    labels: Sequence[int],
+    lengths: LengthConfig,
+    config: InitialConfig,
+    generator: torch.Generator,
+) -> list[list[int]]:
+    """Texts that the LM writes after each label's prompt, as tokens of the text in its place.
+
+    Args:
+        task: the rendering.
+        prompts: the class prompts' caches.
+        allowed_V: tokens that may be drawn (V,).
+        labels: class of each text.
+        lengths: how long they may become.
+        config: temperature and nucleus.
+        generator: random generator on the CPU.
+
+    Raises:
+        GradmmError: if the LM writes no usable text.
+    """
+    texts: list[list[int]] = [[] for _ in labels]
+    limits = lengths.draw(len(labels), generator).tolist()
+    missing = list(range(len(labels)))
+    for _ in range(_ROUNDS):
+        own = torch.tensor([labels[i] for i in missing], device=prompts.lm.device)
+        # Two more than asked for: text and continuation are not cut into the same tokens everywhere.
+        steps = max(limits[i] for i in missing) + 2
+        drawn = sample(prompts, own, steps, allowed_V, generator, config.temperature, config.top_p)
+        for i, ids in zip(missing, drawn.tolist(), strict=True):
+            texts[i] = _cut(task, task.decode(ids), limits[i], lengths)
+        missing = [i for i in missing if not texts[i]]
+        if not missing:
+            return texts
+    raise GradmmError(
+        f"the LM {prompts.lm.name!r} wrote no text of {lengths.min_tokens} to {lengths.max_tokens} tokens that "
+        f"ends a sentence in {_ROUNDS} tries; use lengths.distribution=uniform or raise lengths.max_tokens"
+    )
+
+
+def _cut(task: BoundTask, text: str, limit: int, lengths: LengthConfig) -> list[int]:
+    """The tokens kept of a text that the LM wrote; empty to have another one written."""
+    if lengths.distribution != "natural":
+        ids = task.text_ids(text)[:limit]
+        return ids if len(ids) == limit else []
+    best: list[int] = []
+    for match in _SENTENCE_END.finditer(text):
+        ids = task.text_ids(text[: match.end()])
+        if lengths.min_tokens <= len(ids) <= limit:
+            best = ids
+    # A limit below the first sentence's end would starve; any whole sentence that fits will do.
+    if not best and (first := _SENTENCE_END.search(text)):
+        ids = task.text_ids(text[: first.end()])
+        best = ids if lengths.min_tokens <= len(ids) <= lengths.max_tokens else []
+    return best
+
+
+def as_block(embeddings_VE: Tensor, texts: Sequence[Sequence[int]]) -> Start:
+    """Tokenised texts as the vectors of one block, padded with zeros."""
+    lengths_B = torch.tensor([len(ids) for ids in texts])
+    width = int(lengths_B.max())
+    codes_BT = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in texts], device=embeddings_VE.device)
+    inside_BT = torch.arange(width)[None] < lengths_B[:, None]
+    x_BTE = embeddings_VE[codes_BT].float() * inside_BT.to(embeddings_VE.device).unsqueeze(-1)
+    return Start(x_BTE[None], lengths_B[None], codes_BT[None])
+
+
+def random_block(
+    embeddings_VE: Tensor, size: int, lengths: LengthConfig, config: InitialConfig, generator: torch.Generator
+) -> Start:
+    """One block of normal vectors, scaled to the norm that the settings ask for."""
+    lengths_B = lengths.draw(size, generator)
+    x_BTE = torch.randn(size, int(lengths_B.max()), embeddings_VE.shape[1], generator=generator)
+    scale = config.scale or float(embeddings_VE.float().norm(dim=1).mean())
+    x_BTE *= scale / x_BTE.norm(dim=-1, keepdim=True)
+    return Start(x_BTE[None].to(embeddings_VE.device), lengths_B[None], None)
+
+
+def pick(start: Start, block: int) -> Start:
+    """One block of several, without the padding that the others needed."""
+    one = slice(block, block + 1)
+    width = int(start.lengths_KB[one].max())
+    codes_1BT = None if start.codes_KBT is None else start.codes_KBT[one, :, :width]
+    return Start(start.x_KBTE[one, :, :width], start.lengths_KB[one], codes_1BT)
+
+
+def join(starts: Sequence[Start]) -> Start:
+    """Blocks of equal size as one state, padded to the longest text."""
+    width = max(start.x_KBTE.shape[2] for start in starts)
+    x = [torch.nn.functional.pad(s.x_KBTE, (0, 0, 0, width - s.x_KBTE.shape[2])) for s in starts]
+    codes = [
+        torch.nn.functional.pad(s.codes_KBT, (0, width - s.codes_KBT.shape[2]))
+        for s in starts
+        if s.codes_KBT is not None
+    ]
+    lengths_KB = torch.cat([start.lengths_KB for start in starts])
+    return Start(torch.cat(x), lengths_KB, torch.cat(codes) if len(codes) == len(starts) else None)
