@@ -1,0 +1,145 @@
+"""`gradmm doctor`: checks settings, model, data and task against each other without running anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gradmm.config import RunConfig
+from gradmm.data.checks import check_fits, check_labels
+from gradmm.data.sources import LabelledData, load_data
+from gradmm.data.task import BoundTask
+from gradmm.data.vocabulary import allowed_tokens
+from gradmm.environment import describe_environment
+from gradmm.errors import GradmmError
+from gradmm.models import LanguageModel, load_model
+
+_SAMPLE = 100  # rows whose rendering is compared with the tokenizer's
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Literal["ok", "note", "fail"]
+    name: str
+    detail: str
+
+
+def examine(config: RunConfig) -> Iterator[Finding]:
+    """Looks at everything that a run needs; goes on as far as what was found allows."""
+    model = _attempt(lambda: load_model(config.model))
+    if isinstance(model, Finding):
+        yield model
+        yield from _about(lambda: load_data(None, config.data), "data", _describe_data)
+        return
+    yield _describe_machine(model)
+    yield _describe_model(model)
+    yield from _about(
+        lambda: allowed_tokens(model.tokenizer, model.vocab_size, config.bans),
+        "vocabulary",
+        lambda mask: f"{int(mask.sum()):,} of {model.vocab_size:,} tokens may stand in a text",
+    )
+    data = _attempt(lambda: load_data(None, config.data), "data")
+    if isinstance(data, Finding):
+        yield data
+        return
+    yield Finding("ok", "data", _describe_data(data))
+    yield from _examine_task(config, model, data)
+
+
+def _examine_task(config: RunConfig, model: LanguageModel, data: LabelledData) -> Iterator[Finding]:
+    def bind() -> BoundTask:
+        task = config.resolve_task(data.label_names)
+        check_labels(task, data)
+        return BoundTask(task, model.tokenizer, model.max_length)
+
+    bound = _attempt(bind, "task")
+    if isinstance(bound, Finding):
+        yield bound
+        return
+    yield Finding("ok", "task", _describe_task(bound))
+    yield from _about(
+        lambda: check_fits(bound, data),
+        "lengths",
+        lambda longest: f"every row fits; there is room for {bound.room} tokens",
+    )
+    yield _compare_rendering(bound, data)
+    yield _describe_work(config, model, bound)
+
+
+def _attempt(make: Callable[[], Any], name: str = "model") -> Any:
+    try:
+        return make()
+    except GradmmError as err:
+        return Finding("fail", name, str(err))
+
+
+def _about(make: Callable[[], Any], name: str, describe: Callable[[Any], str]) -> Iterator[Finding]:
+    found = _attempt(make, name)
+    yield found if isinstance(found, Finding) else Finding("ok", name, describe(found))
+
+
+def _describe_machine(model: LanguageModel) -> Finding:
+    facts = describe_environment(model.device)
+    packages = facts["packages"]
+    detail = (
+        f"Python {facts['python']}, torch {packages['torch']}, transformers {packages['transformers']}, "
+        f"{facts['device']} with {facts['threads']} threads"
+    )
+    return Finding("ok", "machine", detail)
+
+
+def _describe_model(model: LanguageModel) -> Finding:
+    count = sum(parameter.numel() for parameter in model.model.parameters())
+    tied = model.head.weight_VD.data_ptr() == model.model.get_input_embeddings().weight.data_ptr()
+    bias = "with" if model.head.bias_V is not None else "without"
+    dtype = str(model.dtype).removeprefix("torch.")
+    detail = (
+        f"{model.name}: {type(model.model).__name__}, {count:,} parameters, {dtype}, "
+        f"head {tuple(model.head.weight_VD.shape)} {bias} bias, {'tied' if tied else 'untied'}, "
+        f"context {model.max_length}"
+    )
+    return Finding("ok", "model", detail)
+
+
+def _describe_data(data: LabelledData) -> str:
+    counts = (f"{name} {count:,}" for name, count in zip(data.label_names, data.counts(), strict=True))
+    return f"{data.name}: {len(data):,} rows ({', '.join(counts)})"
+
+
+def _describe_task(bound: BoundTask) -> str:
+    decode = bound.tokenizer.decode
+    labels = (
+        f"{name} = {'|'.join(decode([i]) for i in ids)!r}"
+        for name, ids in zip(bound.task.label_names, bound.label_ids, strict=True)
+    )
+    return f"{bound.task.template!r}, label tokens {', '.join(labels)}"
+
+
+def _compare_rendering(bound: BoundTask, data: LabelledData) -> Finding:
+    """Whether tokenising the whole string, as other trainers do, gives the tokens that are matched."""
+    differ = count = 0
+    for label in range(data.num_classes):
+        for text in next(data.iter_batches(label, _SAMPLE)):
+            count += 1
+            differ += bound.tokenizer(bound.task.string(text, label)).input_ids != bound.render(text, label)
+    if not differ:
+        return Finding("ok", "rendering", f"{count} rows tokenise to the same tokens whole and in segments")
+    detail = (
+        f"{differ} of {count} rows tokenise differently as one string; train on the tokens of BoundTask.render, "
+        "or choose a template that begins after the text with a space"
+    )
+    return Finding("note", "rendering", detail)
+
+
+def _describe_work(config: RunConfig, model: LanguageModel, bound: BoundTask) -> Finding:
+    """Tokens that go through the model: forward and, for the x-update, back to the inputs."""
+    texts = config.texts_per_class * len(bound.task.label_names)
+    length = config.lengths.max_tokens + len(bound.prefix_ids) + len(bound.suffix_ids)
+    steps = config.admm.n_outer * config.admm.n_inner
+    body = sum(p.numel() for p in model.body.parameters()) - model.model.get_input_embeddings().weight.numel()
+    flops = 4.0 * body * texts * length * steps
+    detail = f"{texts} texts, {steps} inner steps each: at most {flops / 1e12:.1f} TFLOP in the x-update"
+    return Finding("ok", "work", detail)

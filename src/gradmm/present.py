@@ -1,0 +1,73 @@
+"""What the commands print on stdout: texts, tables, findings.
+
+Texts are data: never markup, never control codes.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gradmm.doctor import Finding
+from gradmm.result import Result
+
+_MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "fail": ("FAIL", "bold red")}
+_ROWS = {"synthetic": "synthetic texts", "real": "real rows, random", "lm": "LM samples, unguided"}
+
+
+def printable(text: str) -> str:
+    """The text with control and format characters written out, so that it cannot steer a terminal."""
+    return "".join(
+        char if unicodedata.category(char)[0] != "C" else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def show_texts(console: Console, result: Result, per_class: int | None = None) -> None:
+    """The synthetic texts, class by class."""
+    names = result.dataset.features["label"].names
+    for label, name in enumerate(names):
+        texts = result.texts_of(label)
+        console.print(Text(printable(name), style="bold"))
+        for text in texts[:per_class]:
+            console.print(Text("  " + printable(text)), soft_wrap=True)
+        if per_class is not None and len(texts) > per_class:
+            console.print(Text(f"  ... and {len(texts) - per_class} more", style="dim"))
+
+
+def show_measures(console: Console, metrics: dict[str, Any]) -> None:
+    """Distance and readability of the synthetic texts beside the references."""
+    table = Table(title="How close, how readable (lower is better, both)", title_justify="left")
+    for column in ("set", "texts", "gradient distance", "log-perplexity", "distinct word pairs"):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for name, row in {"synthetic": metrics["synthetic"], **metrics["references"]}.items():
+        figures = (f"{row['distance']:.4f}", f"{row['log_perplexity']:.2f}", f"{row['distinct_2']:.0%}")
+        table.add_row(_ROWS[name], str(row["texts"]), *figures)
+    console.print(table)
+    differ, count = metrics["synthetic"]["retokenised_differently"], metrics["synthetic"]["texts"]
+    if differ:
+        console.print(
+            Text(f"{differ} of {count} texts re-tokenise differently; all figures are of the texts as they are.")
+        )
+
+
+def show_result(console: Console, result: Result, per_class: int | None = None) -> None:
+    """Texts, figures, and where everything is."""
+    show_texts(console, result, per_class)
+    console.print()
+    show_measures(console, result.metrics)
+    if result.run_dir is not None:
+        console.print(Text(f"\nRun folder: {result.run_dir}"), soft_wrap=True)
+        console.print(Text(f"Texts:      {result.run_dir / 'data' / 'synthetic.jsonl'}"), soft_wrap=True)
+
+
+def show_findings(console: Console, findings: Iterable[Finding]) -> None:
+    """One line for each finding."""
+    for finding in findings:
+        word, style = _MARKS[finding.level]
+        line = Text.assemble((f"{word:>4}", style), f"  {finding.name:<12} ", printable(finding.detail))
+        console.print(line, soft_wrap=True)

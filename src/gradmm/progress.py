@@ -1,0 +1,120 @@
+"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere, both in `run.log`.
+
+Reporters are told, they never compute: everything they show is a number that the run has anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+log = logging.getLogger("gradmm")
+EVERY = 10.0  # seconds between two plain lines of one stage
+
+
+class Stage(Protocol):
+    """A part of the run that is under way."""
+
+    def advance(self, done: float = 1, **figures: float) -> None:
+        """`done` more units are done; `figures` are shown beside."""
+
+
+class Reporter:
+    """Plain lines through `logging`."""
+
+    @contextmanager
+    def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
+        """Opens a stage of `total` units."""
+        log.info("%s: %g %s", name, total, unit)
+        stage = _PlainStage(name, total, unit)
+        yield stage
+        log.info("%s: done in %.1f s%s", name, time.monotonic() - stage.began, stage.figures)
+
+
+class _PlainStage:
+    def __init__(self, name: str, total: float, unit: str) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.began = self.spoke = time.monotonic()
+        self.done = 0.0
+        self.figures = ""
+
+    def advance(self, done: float = 1, **figures: float) -> None:
+        self.done += done
+        self.figures = _written(figures)
+        now = time.monotonic()
+        if now - self.spoke >= EVERY:
+            self.spoke = now
+            left = (now - self.began) / max(self.done, 1e-9) * (self.total - self.done)
+            counts = (self.done, self.total, self.unit)
+            log.info("%s: %g of %g %s%s, %.0f s left", self.name, *counts, self.figures, left)
+
+
+class RichReporter(Reporter):
+    """Progress bars on a terminal; the plain lines go to the other handlers of the log."""
+
+    @contextmanager
+    def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
+        """Opens a stage of `total` units."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with super().stage(name, total, unit) as plain, Progress(*columns, console=Console(stderr=True)) as bars:
+            task = bars.add_task(name, total=total, figures="")
+            yield _BarStage(plain, lambda done, figures: bars.update(task, advance=done, figures=figures))
+
+
+class _BarStage:
+    def __init__(self, plain: Stage, update: object) -> None:
+        self.plain, self.update = plain, update
+
+    def advance(self, done: float = 1, **figures: float) -> None:
+        self.plain.advance(done, **figures)
+        self.update(done, _written(figures))  # type: ignore[operator]
+
+
+def _written(figures: dict[str, float]) -> str:
+    return "".join(f"  {name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
+
+
+def make_reporter(quiet: bool = False) -> Reporter:
+    """Bars if stderr is a terminal, lines otherwise; sets up the log accordingly."""
+    log.setLevel(logging.INFO)
+    for handler in [h for h in log.handlers if getattr(h, "gradmm_screen", False)]:
+        log.removeHandler(handler)
+    if quiet or sys.stderr.isatty():
+        return Reporter() if quiet else RichReporter()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.gradmm_screen = True  # type: ignore[attr-defined]
+    log.addHandler(handler)
+    return Reporter()
+
+
+@contextmanager
+def logging_to(path: Path | None) -> Iterator[None]:
+    """Appends the log to a file for a while."""
+    if path is None:
+        yield
+        return
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,79 @@
+"""What a run gives: texts with their labels, and figures about them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradmm.store import RunFolder
+
+
+@dataclass(frozen=True)
+class Result:
+    """A synthetic data set and what it achieved."""
+
+    dataset: datasets.Dataset
+    """Columns `text`, `label` (ClassLabel), `gradient_distance` (of the label's whole set), `log_perplexity`,
+    `source` (the solver)."""
+    metrics: dict[str, Any]
+    """What `metrics.json` holds."""
+    run_dir: Path | None
+    """The run folder, if one was asked for."""
+
+    def texts_of(self, label: int) -> list[str]:
+        """The texts of one class."""
+        return [row["text"] for row in self.dataset if row["label"] == label]
+
+    def __repr__(self) -> str:
+        own = self.metrics["synthetic"]
+        return (
+            f"Result({len(self.dataset)} texts, gradient distance {own['distance']:.4f}, "
+            f"log-perplexity {own['log_perplexity']:.2f}, run_dir={str(self.run_dir) if self.run_dir else None!r})"
+        )
+
+
+def make_dataset(
+    label_names: tuple[str, ...],
+    texts: list[list[str]],
+    distances: tuple[float, ...],
+    log_perplexities: list[list[float]],
+    source: str,
+) -> datasets.Dataset:
+    """Rows in the order of classes; texts, distances and log-perplexities are per class."""
+    features = datasets.Features(
+        {
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=list(label_names)),
+            "gradient_distance": datasets.Value("float64"),
+            "log_perplexity": datasets.Value("float64"),
+            "source": datasets.Value("string"),
+        }
+    )
+    rows = [
+        {"text": t, "label": label, "gradient_distance": distances[label], "log_perplexity": p, "source": source}
+        for label, own in enumerate(texts)
+        for t, p in zip(own, log_perplexities[label], strict=True)
+    ]
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def write_result(folder: RunFolder, dataset: datasets.Dataset, metrics: dict[str, Any]) -> None:
+    """Writes data, then metrics: a folder with metrics is complete."""
+    # The schema's metadata carry the ClassLabel, so that load_dataset gets the names back.
+    table: pa.Table = dataset.with_format("arrow")[:]
+    folder.write("data/synthetic.parquet", lambda path: pq.write_table(table, path))
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in dataset)
+    folder.write_text("data/synthetic.jsonl", "".join(lines))
+    folder.write_json("metrics.json", metrics)
+
+
+def read_result(folder: RunFolder) -> Result:
+    """The result of a run that is complete."""
+    table = pq.read_table(folder.path / "data" / "synthetic.parquet")
+    return Result(datasets.Dataset(table), folder.read_json("metrics.json"), folder.path)
