@@ -188,7 +188,7 @@ def _run(settings: RunConfig, output_dir: Path | None, quiet: bool) -> Result:
     data = load_data(None, settings.data)
     model = load_model(settings.model)
     task = settings.resolve_task(data.label_names)
-    return make(model, task, data, settings.generate_config(), output_dir, reporter)
+    return make(model, task, data, settings, output_dir, reporter)
 
 
 def _generate(settings: RunConfig, output_dir: Path, quiet: bool) -> None:

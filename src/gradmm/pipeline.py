@@ -48,7 +48,8 @@ def generate(
         model: a causal LM: Hub id, local folder, `demo`, or a loaded `LanguageModel`.
         task: a `Task`, or the name of a ready-made one.
         data: the real rows: Hub id, file, `demo`, `Dataset`, DataFrame, list, or `LabelledData`.
-        config: how texts are made.
+        config: how texts are made; a `RunConfig` is kept whole in the run folder, but its model, data and task
+            are not read here.
         output_dir: the run folder; a run that was interrupted there is continued. None keeps nothing on disk.
         reporter: what shows progress; None logs it.
 
@@ -60,14 +61,15 @@ def generate(
     bound = BoundTask(get_task(task), lm.tokenizer, lm.max_length)
     check_labels(bound.task, rows)
     check_fits(bound, rows)
-    settings = _settings(lm, bound.task, rows, config)
+    fingerprint = _fingerprint(lm, bound.task, rows, config)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = RunFolder(output_dir or scratch, _fingerprint(lm, settings, rows))
+        folder = RunFolder(output_dir or scratch, fingerprint)
         if folder.is_complete:
             log.info("%s is complete; nothing is left to do", folder.path)
             folder.finish()
             return read_result(folder)
         with logging_to(folder.path / "run.log"):
+            settings = _settings(lm, bound.task, rows, config)
             folder.write_text("config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
             folder.write_json("environment.json", describe_environment(lm.device))
             result = _Run(lm, bound, rows, config, folder, reporter or Reporter()).go()
@@ -144,15 +146,26 @@ class _Run:
 
 
 def _settings(lm: LanguageModel, task: Task, rows: LabelledData, config: GenerateConfig) -> dict[str, Any]:
-    """The run's settings with model, data and task by name: what `config.yaml` holds."""
-    return {"model": lm.name, "data": rows.name, "task": task.model_dump(mode="json")} | config.model_dump(
-        mode="json"
-    )
-
-
-def _fingerprint(lm: LanguageModel, settings: dict[str, Any], rows: LabelledData) -> dict[str, Any]:
-    """What the results depend on."""
-    without = {
-        key: value for key, value in settings.items() if key not in ("model", "data", "per_device_batch_size")
+    """What `config.yaml` holds: settings that `gradmm generate --config` reads back."""
+    words = {
+        key: dict(zip(task.label_names, given, strict=True)) if given else None
+        for key, given in (("verbalisers", task.verbalisers), ("instructions", task.instructions))
     }
-    return {"settings": without, "model": lm.fingerprint(), "data": rows.fingerprint(), "dtype": str(lm.dtype)}
+    names = {
+        "model": {"model_name_or_path": lm.name},
+        "data": {"dataset": rows.name},
+        "task": {"template": task.template, **words},
+    }
+    return names | config.model_dump(mode="json")
+
+
+def _fingerprint(lm: LanguageModel, task: Task, rows: LabelledData, config: GenerateConfig) -> dict[str, Any]:
+    """What the results depend on."""
+    settings = config.model_dump(mode="json", include=set(GenerateConfig.model_fields) - {"per_device_batch_size"})
+    return {
+        "settings": settings,
+        "task": task.model_dump(mode="json"),
+        "model": lm.fingerprint(),
+        "dtype": str(lm.dtype),
+        "data": rows.fingerprint(),
+    }

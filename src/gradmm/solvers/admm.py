@@ -44,13 +44,13 @@ class AdmmConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    n_outer: int = Field(12, ge=0)
+    n_outer: int = Field(24, ge=0)
     """Outer iterations [T]."""
-    n_inner: int = Field(20, ge=1)
+    n_inner: int = Field(8, ge=1)
     """Adam steps of one x-update [M]."""
     learning_rate: float = Field(0.03, gt=0)
     """Adam's step size [eta]."""
-    rho: float = Field(0.1, gt=0)
+    rho: float = Field(0.03, gt=0)
     """Penalty [rho]; see `rho_unit`."""
     rho_unit: Literal["absolute", "gradient"] = "gradient"
     """`absolute`: rho as it stands. `gradient`: rho times |grad f| / |x| at the start, per block."""

@@ -28,8 +28,8 @@ class LengthConfig(BaseModel):
 
     distribution: Literal["natural", "fixed", "uniform", "normal"] = "natural"
     """`natural`: the LM's own sentences, cut at the last sentence end before a limit drawn uniformly between
-    `min_tokens` and `max_tokens`; `fixed`: `max_tokens`; `uniform` between the two; `normal` around `mean`
-    with `std`, kept between the two."""
+    `min_tokens` and `max_tokens` (or at the first one, if that comes later but before `max_tokens`); `fixed`:
+    `max_tokens`; `uniform` between the two; `normal` around `mean` with `std`, kept between the two."""
     min_tokens: int = Field(8, ge=1)
     """Shortest text."""
     max_tokens: int = Field(32, ge=1)
@@ -106,11 +106,11 @@ def write_texts(
     """
     texts: list[list[int]] = [[] for _ in labels]
     limits = lengths.draw(len(labels), generator).tolist()
-    missing = list(range(len(labels)))
+    missing, natural = list(range(len(labels))), lengths.distribution == "natural"
     for _ in range(_ROUNDS):
         own = torch.tensor([labels[i] for i in missing], device=prompts.lm.device)
         # Two more than asked for: text and continuation are not cut into the same tokens everywhere.
-        steps = max(limits[i] for i in missing) + 2
+        steps = 2 + (lengths.max_tokens if natural else max(limits[i] for i in missing))
         drawn = sample(prompts, own, steps, allowed_V, generator, config.temperature, config.top_p)
         for i, ids in zip(missing, drawn.tolist(), strict=True):
             texts[i] = _cut(task, task.decode(ids), limits[i], lengths)

@@ -27,7 +27,7 @@ class ProjectionConfig(BaseModel):
 
     order: Literal["proximal", "nearest_then_probable", "probable_then_nearest"] = "proximal"
     """How nearness and probability are weighed; see the module's head."""
-    nearness: float = Field(3.0, gt=0)
+    nearness: float = Field(10.0, gt=0)
     """Weight of the squared distance against the log-probability in `proximal` (nats per squared unit)."""
     k: int = Field(200, ge=1)
     """Tokens on the short list."""
