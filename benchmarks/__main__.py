@@ -1,0 +1,34 @@
+"""`make bench`, or `python -m benchmarks [speed] [quality] [anatomy] [--data FILE --task NAME]`."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+
+from benchmarks import anatomy, quality, speed
+
+TABLES = ["speed", "quality", "anatomy"]
+
+
+def main() -> None:
+    """Prints the tables that are asked for; all of them, on the demo data, without arguments."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("tables", nargs="*", choices=TABLES, default=TABLES)
+    parser.add_argument("--data", default="demo", help="labelled text for quality and anatomy")
+    parser.add_argument("--task", default="sst2", help="its ready-made task")
+    parser.add_argument("--rows", type=int, default=400, help="real rows per class")
+    parser.add_argument("--texts", type=int, default=50, help="synthetic texts per class")
+    parser.add_argument("--methods", nargs="*", default=None, help="methods of the quality table; all by default")
+    arguments = parser.parse_args()
+    console = Console(width=140)
+    if "speed" in arguments.tables:
+        speed.table(console)
+    if "quality" in arguments.tables:
+        quality.table(console, arguments)
+    if "anatomy" in arguments.tables:
+        anatomy.table(console, arguments)
+
+
+if __name__ == "__main__":
+    main()
