@@ -86,9 +86,10 @@ class BlockRunner:
     def run(self, target: ReleasedTarget, folder: RunFolder, stage: Stage) -> Made:
         """Solves all blocks."""
         made = Made([[] for _ in target.classes])
-        for first in range(0, len(self.labels), self.blocks_at_once):
+        first = 0
+        while first < len(self.labels):
             wave = range(first, min(first + self.blocks_at_once, len(self.labels)))
-            self._wave(target, wave, folder, stage, made)
+            first += self._wave(target, wave, folder, stage, made)
         made.texts = [own[: self.config.texts_per_class] for own in made.texts]
         return made
 
@@ -101,16 +102,20 @@ class BlockRunner:
         texts = [self.task.decode(row) for row in ids]
         return [texts[label * count : (label + 1) * count] for label in labels]
 
-    def _wave(self, target: ReleasedTarget, wave: range, folder: RunFolder, stage: Stage, made: Made) -> None:
-        name, labels = f"admm-{wave.start:06d}", [self.labels[k] for k in wave]
+    def _wave(self, target: ReleasedTarget, wave: range, folder: RunFolder, stage: Stage, made: Made) -> int:
+        """Solves some blocks together; returns how many: a checkpoint goes on with the blocks that it has."""
+        name = f"admm-{wave.start:06d}"
         kept = folder.load_state(name)
         if kept is None:
+            labels = [self.labels[k] for k in wave]
             x, lengths, codes = join([self._start(target, k) for k in wave])
             solver = Admm(self._problem(target, labels, lengths), self.config.admm)
             state, trace = solver.init(x, codes), list[dict[str, float]]()
         else:
             tensors, trace = {k: v.to(self.lm.device) for k, v in kept[0].items()}, kept[1]["trace"]
             lengths = tensors.pop("lengths").cpu()
+            wave = range(wave.start, wave.start + len(lengths))
+            labels = [self.labels[k] for k in wave]
             solver = Admm(self._problem(target, labels, lengths), self.config.admm)
             state = AdmmState(**tensors)
         stage.advance(len(wave) * (1 + int(state.outer)))
@@ -123,6 +128,7 @@ class BlockRunner:
         made.stops.append({"first_block": wave.start, "blocks": len(wave), **vars(stop)})
         made.trace += trace
         self._collect(state, lengths, labels, made)
+        return len(wave)
 
     def _collect(self, state: AdmmState, lengths_KB: Tensor, labels: Sequence[int], made: Made) -> None:
         for block, lengths, label in zip(state.best_codes.tolist(), lengths_KB.tolist(), labels, strict=True):

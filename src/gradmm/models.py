@@ -11,6 +11,7 @@ Shape suffixes: N positions, S sequence length, V vocabulary, D hidden size, E e
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from gradmm.errors import ModelError
+from gradmm.errors import ConfigError, ModelError, listed, nearest
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -139,9 +140,13 @@ class LanguageModel:
     def fingerprint(self) -> str:
         """sha256 of weights and vocabulary: two models with the same one give the same run."""
         digest = hashlib.sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+        settings = self.model.config.to_dict()
+        for key in ("_name_or_path", "transformers_version", "architectures", "dtype"):
+            settings.pop(key, None)
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -156,16 +161,23 @@ def load_model(
 
     Raises:
         ModelError: if the model cannot be found, is no causal LM, or cannot be taken apart.
+        ConfigError: if there is no such option.
     """
     if isinstance(model_name_or_path, LanguageModel):
         return model_name_or_path
-    if isinstance(model_name_or_path, ModelConfig):
-        config = model_name_or_path.model_copy(update=options)
-    else:
-        config = ModelConfig(model_name_or_path=str(model_name_or_path), **options)
+    given = model_name_or_path
+    if not isinstance(given, str | Path | ModelConfig):
+        raise ModelError(
+            f"a {type(given).__name__} is no name of a model; wrap it: LanguageModel(model, tokenizer)"
+        )
+    known = given.model_dump() if isinstance(given, ModelConfig) else {"model_name_or_path": str(given)}
+    for option in options:
+        if option not in ModelConfig.model_fields:
+            raise ConfigError(f"load_model has no option {option!r}{nearest(option, ModelConfig.model_fields)}")
+    config = ModelConfig(**{**known, **options})
     path = model_path(config.model_name_or_path)
     model, tokenizer = _load(path, config)
-    return LanguageModel(model.to(_device(config.device)), tokenizer, config.model_name_or_path)
+    return LanguageModel(_moved(model, config.device), tokenizer, config.model_name_or_path)
 
 
 def model_path(name: str) -> str:
@@ -182,14 +194,19 @@ def _load(path: str, config: ModelConfig) -> tuple[Any, Any]:
     from transformers.utils import logging as transformers_logging
 
     shared = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    loaded: Any  # model and report; the stubs know of the model alone
     showed = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=DTYPES[config.dtype], attn_implementation=config.attn_implementation, **shared
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=DTYPES[config.dtype],
+            attn_implementation=config.attn_implementation,
+            output_loading_info=True,
+            **shared,
         )
-    except (OSError, ValueError, KeyError) as err:
+    except (OSError, ValueError, KeyError, ImportError) as err:
         raise ModelError(
             f"cannot load {path!r} as a causal language model: {err}\n"
             "Give a folder with config.json, weights and tokenizer, or the id of a causal LM on the Hub "
@@ -198,7 +215,21 @@ def _load(path: str, config: ModelConfig) -> tuple[Any, Any]:
     finally:
         if showed:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    model, report = loaded
+    if report["missing_keys"]:
+        raise ModelError(
+            f"{path!r} has no weights for {listed(report['missing_keys'])}, so transformers drew them at random; "
+            "give a checkpoint of a whole causal LM"
+        )
     return model, tokenizer
+
+
+def _moved(model: Any, name: str) -> Any:
+    device = _device(name)
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as err:
+        raise ModelError(f"device {name!r} cannot be used here: {err}; try 'auto' or 'cpu'") from err
 
 
 def _device(name: str) -> torch.device:
@@ -240,9 +271,16 @@ def _check_parts(lm: LanguageModel) -> None:
     index = torch.arange(ids.shape[1], device=lm.device)[None]
     logits_SV, _ = lm.head(lm.hidden(lm.embeddings_VE[ids], index)[0])
     error = (logits_SV - own_SV).abs().max() / own_SV.abs().max().clamp_min(1e-9)
-    if not bool(error < (1e-3 if lm.dtype == torch.float32 else 3e-2)):
+    tolerance = 1e-3 if lm.dtype == torch.float32 else 3e-2
+    if not bool(error < tolerance):
         raise ModelError(
             f"{lm.name!r} ({type(lm.model).__name__}): the head on the body's output differs from the model's own "
             f"logits by {error:.1e} relative, so its gradient has no closed form here; use a model without "
             "extra steps between its body and its head"
+        )
+    other = torch.cat([ids[:, :4], ids[:, :4]], dim=1)
+    other_SV, _ = lm.head(lm.hidden(lm.embeddings_VE[other], index)[0])
+    if not bool((other_SV[:4] - logits_SV[:4]).abs().max() < tolerance * logits_SV.abs().max()):
+        raise ModelError(
+            f"{lm.name!r} ({type(lm.model).__name__}) lets a token see those after it; use a causal LM"
         )

@@ -39,11 +39,13 @@ def check_fits(task: BoundTask, data: LabelledData) -> int:
         DataError: naming the row.
     """
     longest = 0
+    backend = getattr(task.tokenizer, "backend_tokenizer", None)
+    normalizes = backend is None or backend.normalizer is not None
     for label in range(data.num_classes):
         for number, batch in enumerate(data.iter_batches(label, _BATCH)):
             for at, text in enumerate(batch):
                 # A token stands for a byte at least, so short rows need not be tokenised.
-                if len(text.encode()) + 2 <= task.room:
+                if not normalizes and len(text.encode()) + 2 <= task.room:
                     continue
                 count = len(task.text_ids(text))
                 longest = max(longest, count)

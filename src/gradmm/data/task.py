@@ -216,7 +216,7 @@ class BoundTask:
             if not ids:
                 raise TaskError(f"verbaliser {verbaliser!r} has no tokens; write it as it follows the template")
             if ids[0] in first:
-                token = self.tokenizer.decode([ids[0]])
+                token = self.tokenizer.decode([ids[0]]) or self.tokenizer.convert_ids_to_tokens(ids[0])
                 raise TaskError(
                     f"verbalisers {first[ids[0]]!r} and {verbaliser!r} begin with the same token {token!r}, "
                     "so the model cannot tell the classes apart there; choose other words"

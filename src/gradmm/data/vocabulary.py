@@ -55,7 +55,7 @@ def allowed_tokens(tokenizer: Any, vocab_size: int, config: BanConfig = BanConfi
     Raises:
         ConfigError: if nothing is left.
     """
-    special = set(tokenizer.all_special_ids)
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
     mask_V = torch.zeros(vocab_size, dtype=torch.bool)
     for index, string in enumerate(token_strings(tokenizer)[:vocab_size]):
         mask_V[index] = index not in special and _is_clean(string, config)

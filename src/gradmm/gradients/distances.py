@@ -28,7 +28,8 @@ class DistanceConfig(BaseModel):
     name: DistanceName = "cosine"
     """The formula."""
     bias: Literal["joint", "separate", "ignore"] = "joint"
-    """A head's bias: one vector with the weight; a distance of its own, averaged (the official code); left out."""
+    """A head's bias: one vector with the weight; a distance of its own, averaged (the official code; `tag` is a
+    sum either way); left out."""
     tag_factor: float = 0.01
     """Weight of the L1 norm in `tag`."""
 

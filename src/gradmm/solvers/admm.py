@@ -50,7 +50,7 @@ class AdmmConfig(BaseModel):
     """Adam steps of one x-update [M]."""
     learning_rate: float = Field(0.03, gt=0)
     """Adam's step size [eta]."""
-    rho: float = Field(0.03, gt=0)
+    rho: float = Field(0.01, gt=0)
     """Penalty [rho]; see `rho_unit`."""
     rho_unit: Literal["absolute", "gradient"] = "gradient"
     """`absolute`: rho as it stands. `gradient`: rho times |grad f| / |x| at the start, per block."""
@@ -95,7 +95,7 @@ class AdmmState:
     primal_K: Tensor
     """|x - z|"""
     dual_residual_K: Tensor
-    """rho |z - z_previous|"""
+    """rho |z - z_previous|; with `z_first`, rho |x - x_previous|"""
     codes: Tensor
     score_K: Tensor
     """What the codes are worth."""
@@ -133,10 +133,9 @@ class Admm:
             codes: its codes, if it is a point of the set; otherwise it is projected.
         """
         x = x.detach().clone()
-        z, codes = self.problem.project(x) if codes is None else (x, codes)
+        z, codes = self.problem.project(x) if codes is None else (x.clone(), codes.clone())
         objective_K, rho_K = self._start(x)
         score_K = self.problem.score(codes)
-        count = torch.zeros((), dtype=torch.long)
         return AdmmState(
             x=x,
             z=z,
@@ -148,43 +147,42 @@ class Admm:
             primal_K=_norm(x - z),
             dual_residual_K=torch.full_like(rho_K, torch.inf),
             codes=codes,
-            best_codes=codes,
+            best_codes=codes.clone(),
             score_K=score_K,
-            best_score_K=score_K,
+            best_score_K=score_K.clone(),
             improved_at_K=torch.zeros(len(x), dtype=torch.long, device=x.device),
-            outer=count,
-            inner=count,
+            outer=torch.zeros((), dtype=torch.long),
+            inner=torch.zeros((), dtype=torch.long),
         )
 
     def step(self, state: AdmmState) -> AdmmState:
-        """One outer iteration.
+        """One outer iteration; blocks that are done stay as they are, so that none depends on the others.
 
         Raises:
             NonFiniteError: if the objective stops being finite.
         """
-        z_old = state.z
         if self.config.order == "z_first":
-            state = self._x_update(self._z_update(state))
+            new = self._x_update(self._z_update(state))
+            second = new.x - state.x
         else:
-            state = self._z_update(self._x_update(state))
-        rho = _like(state.rho_K, state.x)
-        state = replace(
-            state,
-            dual=state.dual + self.config.dual_step * rho * (state.x - state.z),
-            primal_K=_norm(state.x - state.z),
-            dual_residual_K=state.rho_K * _norm(state.z - z_old),
-            outer=state.outer + 1,
+            new = self._z_update(self._x_update(state))
+            second = new.z - state.z
+        new = replace(
+            new,
+            dual=new.dual + self.config.dual_step * _like(new.rho_K, new.x) * (new.x - new.z),
+            primal_K=_norm(new.x - new.z),
+            dual_residual_K=new.rho_K * _norm(second),
+            outer=new.outer + 1,
         )
-        return self._balance(self._keep_best(state))
+        return _freeze(self._balance(self._keep_best(new)), state, self._done(state))
 
     def stop(self, state: AdmmState) -> Stop | None:
         """Whether to stop, and why; None to go on."""
         outer = int(state.outer)
-        if outer and self._converged(state):
+        if outer and bool(self._converged(state).all()):
             return Stop("converged", f"text and vectors agree after {outer} outer iterations")
-        patience = self.config.patience
-        if patience is not None and outer - int(state.improved_at_K.max()) >= patience:
-            return Stop("stalled", f"no block's text has improved for {patience} outer iterations")
+        if bool(self._done(state).all()):
+            return Stop("stalled", f"no block's text has improved for {self.config.patience} outer iterations")
         if outer >= self.config.n_outer:
             return Stop("max_outer", f"all {outer} outer iterations are done; more may improve the texts further")
         return None
@@ -243,17 +241,41 @@ class Admm:
     def _balance(self, state: AdmmState) -> AdmmState:
         if self.config.rho_schedule == "fixed":
             return state
+        # Where both residuals are rounding, their ratio says nothing about rho.
+        moving_K = ~self._converged(state)
         factor_K = torch.ones_like(state.rho_K)
-        factor_K[state.primal_K > 10 * state.dual_residual_K] = 2.0
-        factor_K[state.dual_residual_K > 10 * state.primal_K] = 0.5
+        factor_K[moving_K & (state.primal_K > 10 * state.dual_residual_K)] = 2.0
+        factor_K[moving_K & (state.dual_residual_K > 10 * state.primal_K)] = 0.5
         return replace(state, rho_K=state.rho_K * factor_K)
 
-    def _converged(self, state: AdmmState) -> bool:
+    def _done(self, state: AdmmState) -> Tensor:
+        """Blocks that have converged or stalled (K,)."""
+        if not int(state.outer):
+            return torch.zeros_like(state.rho_K, dtype=torch.bool)
+        done_K = self._converged(state)
+        if self.config.patience is not None:
+            done_K |= int(state.outer) - state.improved_at_K >= self.config.patience
+        return done_K
+
+    def _converged(self, state: AdmmState) -> Tensor:
+        """Both residuals within tolerance (K,)."""
         size = state.x[0].numel() ** 0.5 * self.config.absolute_tolerance
         relative = self.config.relative_tolerance
         primal_K = size + relative * torch.maximum(_norm(state.x), _norm(state.z))
         dual_K = size + relative * _norm(state.dual)
-        return bool(((state.primal_K <= primal_K) & (state.dual_residual_K <= dual_K)).all())
+        return (state.primal_K <= primal_K) & (state.dual_residual_K <= dual_K)
+
+
+def _freeze(new: AdmmState, old: AdmmState, frozen_K: Tensor) -> AdmmState:
+    """The new state, with the old one's frozen blocks."""
+    if not bool(frozen_K.any()):
+        return new
+    kept = {
+        name: torch.where(_like(frozen_K, value), value, getattr(new, name))
+        for name, value in old.tensors().items()
+        if value.dim() > 0
+    }
+    return replace(new, **kept)
 
 
 def _norm(x: Tensor) -> Tensor:

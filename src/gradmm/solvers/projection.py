@@ -27,8 +27,8 @@ class ProjectionConfig(BaseModel):
 
     order: Literal["proximal", "nearest_then_probable", "probable_then_nearest"] = "proximal"
     """How nearness and probability are weighed; see the module's head."""
-    nearness: float = Field(10.0, gt=0)
-    """Weight of the squared distance against the log-probability in `proximal` (nats per squared unit)."""
+    nearness: float = Field(1.0, gt=0)
+    """`proximal` maximises log-probability - nearness / 2 * squared distance (or + nearness * cosine)."""
     k: int = Field(200, ge=1)
     """Tokens on the short list."""
     metric: Literal["cosine", "euclidean"] = "euclidean"
@@ -50,7 +50,9 @@ class Vocabulary:
         self.allowed_V = allowed_V
         ends = None if ends_V is None else ends_V & allowed_V
         self.ends_V = ends if ends is not None and bool(ends.any()) else None
-        self.first_V = allowed_V if starts is None else allowed_V & starts[0]
+        first_V = allowed_V if starts is None else allowed_V & starts[0]
+        # Bans may leave no bare first word; then any allowed token opens a text.
+        self.first_V = first_V if bool(first_V.any()) else allowed_V
         self.shown_V = None if starts is None else starts[1]
 
     def mask(self, t: int, lengths_N: Tensor) -> Tensor:
@@ -115,6 +117,9 @@ class Projector:
         return decode(self.prompts, labels_N, vectors_NTE.shape[1], choose)
 
     def nearness(self, vectors_ME: Tensor) -> Tensor:
-        """Larger is nearer (M, V); comparable along V only."""
-        near_MV = vectors_ME.float() @ self._table_VE.T
+        """Minus half the squared distance, up to a constant along V; or the cosine (M, V)."""
+        vectors_ME = vectors_ME.float()
+        if self.config.metric == "cosine":
+            vectors_ME = vectors_ME / vectors_ME.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        near_MV = vectors_ME @ self._table_VE.T
         return near_MV if self._offset_V is None else near_MV - self._offset_V

@@ -1,0 +1,167 @@
+"""`gradmm.gradients.target`: the mean gradient per class, streamed, held as whatever is smaller."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import oracles
+from gradmm.errors import DataError
+from gradmm.gradients.factors import Factors
+from gradmm.gradients.target import ClassTarget, ReleasedTarget, TargetAccumulator, compute_target
+
+MIXED = (" bad", " happy", " surprised")
+ENDS = ("is great.", "makes me sad", "was bad", "feel", "I", "is fine and great and so on")
+TEXTS = tuple(
+    f"{begin} {end}" for begin in ("The film", "A dull story", "A", "The end", "It", "I") for end in ENDS
+)
+SPLIT = [TEXTS[:5], TEXTS[5:8], TEXTS[8:]]
+"""Rows of three classes. The tiny models hold fewer than 26 pairs as factors: the last class is held densely."""
+
+
+def batches(split, size):
+    return [[list(own[i : i + size]) for i in range(0, len(own), size)] for own in split]
+
+
+def oracle(lm, task, texts, label):
+    rows = [task.render(text, label) for text in texts]
+    return oracles.materialised_head_gradient(lm, rows, [len(task.label_ids[label])] * len(rows))
+
+
+def random_sum(seed: int, pairs: int, vocabulary: int = 7, hidden: int = 5) -> Factors:
+    draw = torch.Generator().manual_seed(seed)
+    r_KJV, h_KJD = torch.randn(1, pairs, vocabulary, generator=draw), torch.randn(1, pairs, hidden, generator=draw)
+    return Factors(r_KJV, h_KJD, torch.rand(1, pairs, generator=draw))
+
+
+def assert_same(one: ClassTarget, other: ClassTarget) -> None:
+    for found, expected in zip(one.materialised(), other.materialised(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# ---- what is computed
+
+
+@pytest.mark.parametrize("kind", ["phi", "gemma2"])
+def test_target_is_the_mean_gradient_of_each_class(tiny_lm, tiny_task, kind):
+    lm = tiny_lm(kind)
+    task = tiny_task(lm, MIXED)
+    target = compute_target(lm, task, batches(SPLIT, 4))
+    assert [own.factors is None for own in target.classes] == [False, False, True]
+    for label, (texts, own) in enumerate(zip(SPLIT, target.classes, strict=True)):
+        weight_VD, bias_V = oracle(lm, task, texts, label)
+        assert oracles.relative_error(own.materialised()[0], weight_VD) < 1e-5
+        if bias_V is not None:
+            assert oracles.relative_error(own.materialised()[1], bias_V) < 1e-5
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, len(TEXTS)])
+def test_batches_of_any_size_give_the_same_target(tiny_lm, tiny_task, size):
+    lm, done = tiny_lm("phi"), []
+    task = tiny_task(lm, MIXED)
+    streamed = ((list(batch) for batch in own) for own in batches(SPLIT, size))  # generators will do
+    found = compute_target(lm, task, list(streamed), done.append)
+    assert done == [len(batch) for own in batches(SPLIT, size) for batch in own]
+    for own, expected in zip(found.classes, compute_target(lm, task, batches(SPLIT, 5)).classes, strict=True):
+        assert_same(own, expected)
+
+
+def test_target_carries_no_autograd_graph(tiny_lm, tiny_task):
+    lm = tiny_lm("phi")
+    target = compute_target(lm, tiny_task(lm, MIXED), batches(SPLIT, 5))
+    assert len(target.tensors()) == 3 + 3 + 2
+    assert not any(value.requires_grad or value.grad_fn for value in target.tensors().values())
+
+
+def test_a_row_that_is_too_long_is_refused(tiny_lm, tiny_task):
+    lm = tiny_lm("phi")
+    task = tiny_task(lm)
+    fits = next("a" * n for n in range(200, 0, -1) if len(task.text_ids("a" * n)) == task.room)
+    compute_target(lm, task, [[["bad"]], [[fits]]])
+    with pytest.raises(DataError) as caught:
+        compute_target(lm, task, [[["bad"]], [["great"], ["fine", fits + "b"]]])
+    assert str(caught.value) == (
+        "a row of class 'class 1' has 126 tokens, and the model's context of 128 leaves room for 125: "
+        f"'{'a' * 60}'...; shorten or drop such rows"
+    )
+
+
+# ---- how it is held
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.integers(2, 9), st.integers(2, 9))
+def test_factors_are_held_while_they_are_smaller_than_the_matrix(pairs_of_batches, vocabulary, hidden):
+    total, pairs = TargetAccumulator(), 0
+    for seed, count in enumerate(pairs_of_batches):
+        total.add(random_sum(seed, count, vocabulary, hidden), rows=1)
+        pairs += count
+        target = total.mean()
+        numbers = sum(value.numel() for value in target.tensors().values())
+        if pairs * (vocabulary + hidden) < vocabulary * hidden:
+            assert target.dense is None and target.factors.weight_KJ.shape == (1, pairs)
+            assert numbers < vocabulary * hidden + pairs
+        else:
+            assert target.factors is None and numbers == vocabulary * hidden + vocabulary
+
+
+@pytest.mark.parametrize(("pairs", "is_dense"), [(2, False), (3, True)])
+def test_the_switch_is_where_both_are_equal(pairs, is_dense):
+    total = TargetAccumulator()
+    total.add(random_sum(0, pairs, vocabulary=6, hidden=6), rows=1)  # 3 (6 + 6) = 6 * 6
+    assert (total.mean().factors is None) == is_dense
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=9))
+def test_mean_is_the_sum_over_the_rows(batches_of):
+    total, sums, count = TargetAccumulator(), torch.zeros(7, 5), 0
+    for seed, (pairs, rows) in enumerate(batches_of):
+        total.add(random_sum(seed, pairs), rows)
+        sums, count = sums + random_sum(seed, pairs).dense()[0][0], count + rows
+        torch.testing.assert_close(total.mean().materialised()[0], sums / count, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mine_dense", "theirs_dense"), [(a, b) for a in (True, False) for b in (True, False)])
+def test_inner_products_are_those_of_the_matrices(mine_dense, theirs_dense):
+    (a, a_dense), (b, b_dense) = ((own, own.dense()) for own in (random_sum(1, 2), random_sum(2, 4)))
+    mine = ClassTarget(None, (a_dense[0][0], a_dense[1][0])) if mine_dense else ClassTarget(a, None)
+    theirs = ClassTarget(None, (b_dense[0][0], b_dense[1][0])) if theirs_dense else ClassTarget(b, None)
+    found, norm, sets = mine.inner_with(theirs), theirs.square_norm(), theirs.inner(a)
+    for inner_, (one, other) in (
+        (found, (a_dense, b_dense)),
+        (norm, (b_dense, b_dense)),
+        (sets, (a_dense, b_dense)),
+    ):
+        torch.testing.assert_close(inner_.weight_K, (one[0] * other[0]).sum()[None], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(inner_.bias_K, (one[1] * other[1]).sum()[None], rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_in_the_matrix_is_held_no_longer():
+    total, seen = TargetAccumulator(), []
+    for seed in range(4):
+        sums = random_sum(seed, 1, vocabulary=6, hidden=6)  # three pairs fill the matrix
+        seen.append(weakref.ref(sums))
+        total.add(sums, rows=1)
+        del sums
+        assert sum(ref() is not None for ref in seen) == (len(seen) if len(seen) < 3 else 0)
+
+
+# ---- the run folder
+
+
+def test_tensors_come_back(tmp_path):
+    """Twelve classes: in the order of words, "10" is before "2"."""
+    classes = [ClassTarget(random_sum(c, c + 1), None) for c in range(11)]
+    weight_1VD, bias_1V = random_sum(11, 2).dense()
+    target = ReleasedTarget((*classes, ClassTarget(None, (weight_1VD[0].T.contiguous().T, bias_1V[0]))))
+    save_file(target.tensors(), tmp_path / "target.safetensors")
+    back = ReleasedTarget.from_tensors(load_file(tmp_path / "target.safetensors"))
+    assert len(back.classes) == 12
+    assert [own.factors is None for own in back.classes] == [False] * 11 + [True]
+    for own, expected in zip(back.classes, target.classes, strict=True):
+        assert own.tensors().keys() == expected.tensors().keys()
+        assert all(torch.equal(value, expected.tensors()[key]) for key, value in own.tensors().items())

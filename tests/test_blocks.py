@@ -1,0 +1,214 @@
+"""All blocks of a run: how many texts, from which starts, and the same ones after an interruption."""
+
+import json
+
+import pytest
+import torch
+
+from gradmm.blocks import BlockRunner, make_generator
+from gradmm.config import GenerateConfig
+from gradmm.gradients.target import compute_target
+from gradmm.solvers.admm import AdmmConfig
+from gradmm.solvers.initial import InitialConfig, LengthConfig, as_block, join
+from gradmm.solvers.matching import GradientMatching
+from gradmm.solvers.projection import ProjectionConfig
+from gradmm.store import RunFolder
+
+ROWS = [
+    ["A dull and tedious film.", "The plot makes no sense at all.", "I walked out after an hour."],
+    ["A warm and funny film.", "The cast is wonderful from start to end.", "I would see it again."],
+]
+TINY = GenerateConfig(
+    texts_per_class=3,
+    block_size=2,
+    per_device_batch_size=4,
+    admm=AdmmConfig(n_outer=2, n_inner=2, learning_rate=0.03, rho=0.1, relative_tolerance=0.0),
+    projection=ProjectionConfig(nearness=3.0),
+    initial=InitialConfig(candidates=2),
+    lengths=LengthConfig(distribution="uniform", min_tokens=4, max_tokens=8),
+)
+
+
+class InterruptedRunError(Exception):
+    pass
+
+
+class FakeStage:
+    """Counts block steps; raises at its n-th call."""
+
+    def __init__(self, raise_at=None):
+        self.raise_at, self.calls = raise_at, []
+
+    def advance(self, done=1, **figures):
+        self.calls.append(done)
+        if len(self.calls) == self.raise_at:
+            raise InterruptedRunError
+
+
+@pytest.fixture(scope="module")
+def target(demo_lm, demo_task):
+    return compute_target(demo_lm, demo_task, [[own] for own in ROWS])
+
+
+@pytest.fixture(scope="module")
+def go(demo_lm, demo_task, target):
+    def run(path, config=TINY, stage=None):
+        runner = BlockRunner(demo_lm, demo_task, config)
+        return runner.run(target, RunFolder(path, {"run": 1}), stage or FakeStage())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(go, tmp_path_factory):
+    """A run that nothing interrupts."""
+    return go(tmp_path_factory.mktemp("whole") / "run")
+
+
+def as_bytes(made):
+    return json.dumps([made.texts, made.trace, made.stops, made.retokenised]).encode()
+
+
+def config(**changes):
+    return TINY.model_copy(update=changes)
+
+
+def admm(**changes):
+    return config(admm=TINY.admm.model_copy(update=changes))
+
+
+def test_writes_as_many_texts_per_class_as_asked_for(whole):
+    assert [len(own) for own in whole.texts] == [3, 3]
+    assert all(text and text == text.strip() for own in whole.texts for text in own)
+    assert [stop["reason"] for stop in whole.stops] == ["max_outer", "max_outer"]
+    assert [(stop["first_block"], stop["blocks"]) for stop in whole.stops] == [(0, 2), (2, 2)]
+    assert [(row["first_block"], row["outer"]) for row in whole.trace] == [(0, 1), (0, 2), (2, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "block_size", "blocks", "made"), [(50, 10, 5, 10), (5, 4, 2, 3), (3, 10, 1, 3), (7, 1, 7, 1)]
+)
+def test_blocks_are_as_equal_as_possible(demo_lm, demo_task, texts, block_size, blocks, made):
+    runner = BlockRunner(demo_lm, demo_task, config(texts_per_class=texts, block_size=block_size))
+    assert (runner.block_size, runner.labels) == (made, [0] * blocks + [1] * blocks)
+    assert runner.steps == 2 * blocks * 3
+
+
+def test_progress_adds_up_to_all_steps(go, tmp_path, demo_lm, demo_task):
+    for name, settings in {"all": TINY, "stalled": admm(n_outer=4, learning_rate=1e-6, patience=1)}.items():
+        stage = FakeStage()
+        made = go(tmp_path / name, settings, stage)
+        assert sum(stage.calls) == BlockRunner(demo_lm, demo_task, settings).steps
+        assert {stop["reason"] for stop in made.stops} == {"max_outer" if name == "all" else "stalled"}
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 6])
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(go, whole, tmp_path, at, demo_lm, demo_task):
+    with pytest.raises(InterruptedRunError):
+        go(tmp_path / "run", stage=FakeStage(raise_at=at))
+    stage = FakeStage()
+    assert as_bytes(go(tmp_path / "run", stage=stage)) == as_bytes(whole)
+    assert sum(stage.calls) == BlockRunner(demo_lm, demo_task, TINY).steps
+
+
+def test_an_interrupted_run_does_not_repeat_what_was_done(go, tmp_path):
+    with pytest.raises(InterruptedRunError):
+        go(tmp_path / "run", stage=FakeStage(raise_at=6))  # in the second block pair's first iteration
+    stage = FakeStage()
+    go(tmp_path / "run", stage=stage)
+    assert stage.calls == [6, 0, 4, 2, 0]
+
+
+def test_an_interrupted_run_may_go_on_with_another_batch_size(go, whole, tmp_path):
+    """`per_device_batch_size` is no part of a run's fingerprint: it does not change what is computed."""
+    with pytest.raises(InterruptedRunError):
+        go(tmp_path / "run", stage=FakeStage(raise_at=2))
+    assert go(tmp_path / "run", config(per_device_batch_size=2)).texts == whole.texts
+
+
+@pytest.mark.parametrize("size", [1, 2, 6, 64])
+def test_the_batch_size_does_not_change_what_is_made(go, whole, tmp_path, size):
+    made = go(tmp_path / "run", config(per_device_batch_size=size))
+    assert made.texts == whole.texts
+
+    def mean(trace, name):
+        rows = [row for row in trace if row["outer"] == 2]
+        counts = [stop["blocks"] for stop in (made if trace is made.trace else whole).stops]
+        return sum(row[name] * count for row, count in zip(rows, counts, strict=True)) / sum(counts)
+
+    for name in ("vectors", "text", "best"):
+        assert mean(made.trace, name) == pytest.approx(mean(whole.trace, name), abs=1e-4)
+
+
+def test_the_texts_are_those_of_the_best_iterate(go, tmp_path, demo_lm, demo_task, target):
+    settings = admm(learning_rate=2.0).model_copy(update={"texts_per_class": 2})
+    made = go(tmp_path / "run", settings)
+    assert made.trace[-1]["best"] < made.trace[-1]["text"] - 0.01, "the last iterate is not the best one here"
+    ids = [[demo_task.text_ids(text) for text in own] for own in made.texts]
+    start = join([as_block(demo_lm.embeddings_VE, own) for own in ids])
+    problem = GradientMatching(demo_lm, demo_task, target, settings.distance, None, [0, 1], start.lengths_KB)
+    assert float(problem.score(start.codes_KBT).mean()) == pytest.approx(made.trace[-1]["best"], abs=1e-5)
+
+
+def test_when_a_block_stops_does_not_depend_on_the_batch_size(go, tmp_path):
+    settings = admm(n_outer=5, patience=1, learning_rate=0.1)
+    alone = go(tmp_path / "alone", settings.model_copy(update={"per_device_batch_size": 2}))
+    together = go(tmp_path / "together", settings.model_copy(update={"per_device_batch_size": 64}))
+    assert alone.texts == together.texts
+
+
+def starts_of(demo_lm, demo_task, target, settings):
+    runner = BlockRunner(demo_lm, demo_task, settings)
+    return [runner._start(target, block) for block in range(len(runner.labels))]
+
+
+@pytest.mark.parametrize("source", ["lm", "random"])
+def test_a_starting_point_depends_on_the_blocks_number_alone(demo_lm, demo_task, target, source):
+    initial = InitialConfig(source=source, candidates=3)
+    found = [
+        starts_of(demo_lm, demo_task, target, config(initial=initial, per_device_batch_size=size))
+        for size in (2, 64)
+    ]
+    for mine, other in zip(*found, strict=True):
+        assert torch.equal(mine.x_KBTE, other.x_KBTE)
+        assert torch.equal(mine.lengths_KB, other.lengths_KB)
+    runner = BlockRunner(demo_lm, demo_task, config(initial=initial))
+    assert torch.equal(runner._start(target, 2).x_KBTE, found[0][2].x_KBTE), "nothing was drawn before it"
+    assert len({tuple(start.x_KBTE.flatten()[:8].tolist()) for start in found[0]}) == 4
+
+
+@pytest.mark.parametrize("source", ["lm", "random"])
+def test_the_best_of_several_blocks_is_kept(demo_lm, demo_task, target, source):
+    settings = config(initial=InitialConfig(source=source, candidates=5))
+    runner = BlockRunner(demo_lm, demo_task, settings)
+    for block in (0, 3):
+        label = runner.labels[block]
+        draws = runner._draw(make_generator(0, "initial", block), label)
+        values = []
+        for draw in draws:
+            problem = GradientMatching(
+                demo_lm, demo_task, target, settings.distance, None, [label], draw.lengths_KB
+            )
+            values.append(float(problem.objective(draw.x_KBTE)))
+        lowest = min(range(5), key=values.__getitem__)
+        start = runner._start(target, block)
+        assert torch.equal(start.x_KBTE, draws[lowest].x_KBTE)
+        assert torch.equal(start.lengths_KB, draws[lowest].lengths_KB)
+        assert sorted(values)[1] - values[lowest] > 1e-4, "a close race would show nothing"
+
+
+def test_generators_differ_by_seed_and_purpose_alone():
+    def first(*arguments):
+        return float(torch.rand((), generator=make_generator(*arguments)))
+
+    assert first(0, "initial", 1) == first(0, "initial", 1)
+    assert len({first(0, "initial", 1), first(0, "initial", 2), first(1, "initial", 1), first(0, "other", 1)}) == 4
+
+
+def test_plain_samples_are_per_class_and_reproducible(demo_lm, demo_task):
+    runner = BlockRunner(demo_lm, demo_task, TINY)
+    texts = runner.sample_texts(4, "reference")
+    assert [len(own) for own in texts] == [4, 4]
+    assert len({text for own in texts for text in own}) == 8
+    assert runner.sample_texts(4, "reference") == texts
+    assert runner.sample_texts(4, "other") != texts

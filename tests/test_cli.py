@@ -1,0 +1,399 @@
+"""The command line as a user meets it: exit codes, what goes to which stream, settings, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import gradmm
+from gradmm import cli
+from gradmm.config import load_config
+from gradmm.data.sources import load_data
+from gradmm.progress import log
+
+VERBS = ("demo", "generate", "preview", "doctor")
+LINES = re.compile(r"(target|admm|measure): .*")  # all that stderr may hold
+SMALL = {
+    **{"admm.n_outer": 2, "admm.n_inner": 2, "admm.relative_tolerance": 0},
+    "initial.candidates": 1,
+    "lengths.distribution": "uniform",
+    "lengths.min_tokens": 4,
+    "lengths.max_tokens": 7,
+}
+SETS = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+DATA_FILES = ("data/synthetic.jsonl", "data/synthetic.parquet")
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads(1)
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("FORCE_COLOR", "NO_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    level, handlers = log.level, list(log.handlers)
+    yield
+    log.setLevel(level)
+    log.handlers[:] = handlers
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The entry point, in this process."""
+
+    def call(*args: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["gradmm", *args])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return Outcome(int(caught.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten rows of the demo, as JSON lines with columns of their own and the classes' names."""
+    path, rows = tmp_path_factory.mktemp("small") / "rows.jsonl", load_data("demo").sample(5, 0)
+    lines = [{"review": row["text"], "mood": rows.label_names[row["label"]]} for row in rows.rows]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.fixture
+def data(small: Path) -> list[str]:
+    return ["--data", str(small), "--text-column", "review", "--label-column", "mood"]
+
+
+def texts_in(folder: str | Path) -> list[str]:
+    lines = (Path(folder) / DATA_FILES[0]).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+def refused(run: Run, code: int, message: str, *args: str) -> None:
+    """One sentence on stderr, no traceback, nothing made."""
+    assert run(*args) == Outcome(code, "", f"error: {message}\n")
+    assert list(Path().iterdir()) == []
+
+
+# ---- help and version
+
+
+def test_help_is_there_and_quick(tmp_path: Path) -> None:
+    program = f"""
+import sys
+from gradmm.cli import main
+codes = []
+for words in [["--help"], ["--version"], *([verb, "--help"] for verb in {VERBS})]:
+    sys.argv = ["gradmm", *words]
+    try:
+        main()
+    except SystemExit as end:
+        codes.append(end.code or 0)
+heavy = {{"torch", "transformers", "datasets", "pyarrow", "numpy"}} & set(sys.modules)
+print(codes, heavy, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == f"{[0] * (2 + len(VERBS))} set()\n"
+    for word in (*VERBS, "--text-column", "--verbaliser", "--seed", f"gradmm {gradmm.__version__}\n"):
+        assert word in done.stdout
+
+
+def test_the_installed_command_tells_its_version() -> None:
+    command = Path(sys.executable).with_name("gradmm")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"gradmm {gradmm.__version__}\n", "")
+
+
+# ---- misuse and failure
+
+
+@pytest.mark.parametrize(
+    "args",
+    [[], ["nonsense"], ["generate", "--bogus"], ["generate", "-n", "0"], ["generate", "--seed", "-1"]],
+)
+def test_what_cannot_be_meant_ends_with_2(args: list[str], run: Run) -> None:
+    outcome = run(*args)
+    assert outcome.code == 2
+    assert re.search("Usage: .*gradmm", outcome.out + outcome.err)
+    assert list(Path().iterdir()) == []
+
+
+def test_settings_that_cannot_be_meant_end_with_2(run: Run, data: list[str]) -> None:
+    for verb in ("generate", "preview", "doctor"):
+        refused(run, 2, "unknown setting 'admm.roh'; did you mean 'rho'?", verb, "-s", "admm.roh=1")
+        refused(run, 2, "--verbaliser 'a' has no '='; write it as 'positive= great'", verb, "--verbaliser", "a")
+        both = "--task names a ready-made task; give either it or --template and --verbaliser"
+        refused(run, 2, both, verb, "--task", "sst2", "--template", "{text} So")
+    refused(run, 2, "no data set is named; set dataset to a Hub id, a path or 'demo'", "generate")
+    no_task = "no ready-made task 'sst3'; did you mean 'sst2'?; or give template and verbalisers"
+    refused(run, 2, no_task, "generate", "--task", "sst3", *data)
+
+
+def test_a_set_that_is_not_yaml_ends_with_2(run: Run) -> None:
+    outcome = run("generate", "--set", "bans.substrings=[a")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: --set 'bans.substrings=[a'")
+
+
+def test_what_is_not_there_ends_with_1(run: Run, data: list[str]) -> None:
+    missing = f"./nope.csv: no 'nope.csv' in {Path().absolute()}"
+    refused(run, 1, missing, "generate", "--data", "./nope.csv", "--task", "sst2")
+    no_model = "no model folder at './nope'; give a folder with config.json, a Hub id, or 'demo'"
+    refused(run, 1, no_model, "generate", "--model", "./nope", "--task", "sst2", *data)
+
+
+def test_a_folder_of_something_else_ends_with_1(run: Run, data: list[str], tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "thesis.tex").write_text("x")
+    outcome = run("generate", "--task", "sst2", *data, "-o", "docs")
+    told = "error: docs holds files that are not a run's; give an empty or a new folder\n"
+    assert outcome == Outcome(1, "", told)
+
+
+# ---- generate
+
+
+def test_generate_from_flags_alone(run: Run, data: list[str], tmp_path: Path) -> None:
+    flags = ["--model", "demo", "--task", "sst2", "--texts-per-class", "12", "--seed", "3", *data, *SETS]
+    outcome = run("generate", *flags, "-o", "a")
+    assert outcome.code == 0
+    assert outcome.err.splitlines()[0] == "target: 10 rows"
+    assert all(LINES.fullmatch(line) for line in outcome.err.splitlines())
+    texts = texts_in("a")
+    assert len(texts) == 24
+    lines = outcome.out.split("\n")
+    assert lines[:12] == ["negative", *[f"  {text}" for text in texts[:10]], "  ... and 2 more"]
+    assert lines[12:24] == ["positive", *[f"  {text}" for text in texts[12:22]], "  ... and 2 more"]
+    assert lines[-3:] == ["Run folder: a", "Texts:      a/data/synthetic.jsonl", ""]
+    assert "\x1b" not in outcome.out + outcome.err
+    config = load_config("a/config.yaml")
+    assert (config.seed, config.texts_per_class, config.model.model_name_or_path) == (3, 12, "demo")
+
+    # The run folder's own settings make the same run again, here without a word on stderr.
+    again = run("generate", "--config", "a/config.yaml", "-o", "b", "--quiet")
+    assert (again.code, again.err) == (0, "")
+    assert again.out == outcome.out.replace("Run folder: a", "Run folder: b").replace(" a/data", " b/data")
+    for name in DATA_FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_generate_from_a_file_flags_and_set(run: Run, small: Path) -> None:
+    columns = f"dataset: {small}, text_column: review, label_column: mood"
+    lines = [f"data: {{{columns}}}", "seed: 7", "texts_per_class: 9", "references: false", "admm: {n_outer: 50}"]
+    Path("run.yaml").write_text("\n".join(lines))
+    assert run("generate", "-c", "run.yaml", "-n", "2", "-t", "sst2", *SETS, "-o", "a", "-q").code == 0
+    config = load_config("a/config.yaml")
+    assert (config.seed, config.texts_per_class, config.admm.n_outer) == (7, 2, 2)
+    assert len(texts_in("a")) == 4
+    assert json.loads(Path("a/metrics.json").read_text())["references"] == {}
+
+
+def test_generate_with_a_task_of_ones_own(run: Run, data: list[str]) -> None:
+    words = ["--verbaliser", "positive= wonderful", "--verbaliser", "negative= a = b"]
+    template = "Review: {text} All in all:"
+    outcome = run("generate", "--template", template, *words, *data, "-n", "2", *SETS, "-o", "a", "-q")
+    assert (outcome.code, outcome.err) == (0, "")
+    task = load_config("a/config.yaml").resolve_task(("negative", "positive"))
+    assert (task.template, task.verbalisers) == (template, (" a = b", " wonderful"))
+    assert len(texts_in("a")) == 4
+
+
+def test_generate_with_verbalisers_for_other_classes(run: Run, data: list[str]) -> None:
+    told = (
+        "task.verbalisers are for ['bad', 'good'] but the data's classes are ['negative', 'positive']; "
+        "give one for each"
+    )
+    refused(run, 2, told, "generate", *data, "--verbaliser", "good= x", "--verbaliser", "bad= y")
+
+
+# ---- demo and preview
+
+
+def test_the_demo_is_not_led_astray_by_files_of_that_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(cli, "_generate", lambda settings, output_dir, quiet: seen.append((settings, output_dir)))
+    assert run("demo", "--seed", "5").code == 0
+    Path("demo").write_text("seed: 1")
+    Path("demo.yaml").write_text("seed: 1")
+    assert run("demo", "--seed", "5").code == 0
+    assert seen[0] == (
+        load_config(Path(cli.__file__).parent / "assets/configs/demo.yaml", {"seed": 5}),
+        Path("gradmm-demo"),
+    )
+    assert seen[1] == seen[0]
+
+
+def test_preview_shows_texts_of_every_class_and_keeps_nothing(run: Run) -> None:
+    outcome = run("preview", "--data", "demo", "-n", "2", "--set", "data.max_rows_per_class=4", *SETS)
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    assert [lines[0], lines[3]] == ["negative", "positive"]
+    assert len(lines) == 6
+    assert all(re.match(r"  \S", lines[at]) for at in (1, 2, 4, 5))
+    assert outcome.err.splitlines()[0] == "target: 8 rows"  # quick: not all of the demo's 240
+    assert all(LINES.fullmatch(line) for line in outcome.err.splitlines())
+    assert list(Path().iterdir()) == []
+
+
+def test_preview_is_small_whatever_the_file_says(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(cli, "_run", lambda *args, **_: seen.append(args) or sys.exit(0))
+    for args in (["-n", "2"], ["--set", "admm.n_outer=40"]):
+        assert run("preview", "-d", "demo", "-c", "paper", "--seed", "4", *args).code == 0
+    (few, no_folder), (more, _) = [args[:2] for args in seen]
+    assert no_folder is None
+    assert (few.texts_per_class, few.block_size, few.references, few.seed) == (2, 2, False, 4)
+    assert few.data.max_rows_per_class == 50
+    assert few.admm.n_outer * few.admm.n_inner < 50
+    assert (few.admm.order, few.initial.source) == ("z_first", "random")  # the file's way, in small
+    assert more.admm.n_outer == 40
+
+
+# ---- doctor
+
+
+def test_doctor_finds_the_demo_well(run: Run) -> None:
+    outcome = run("doctor", "-c", "demo")
+    assert (outcome.code, outcome.err) == (0, "")
+    findings = [re.fullmatch(r"( {2}ok) {2}(\w+) +(\S.*)", line) for line in outcome.out.splitlines()]
+    names = [match and match[2] for match in findings]
+    assert names == ["machine", "model", "vocabulary", "data", "task", "lengths", "rendering", "work"]
+    details = {match[2]: match[3] for match in findings if match}
+    assert details["data"] == "demo: 240 rows (negative 120, positive 120)"
+    assert details["task"] == "'{text} It was', label tokens negative = ' bad', positive = ' great'"
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (
+            ["-m", "./nope", "-d", "demo"],
+            "model        no model folder at './nope'; give a folder with config.json, a Hub id, or 'demo'",
+        ),
+        (["-d", "./nope.csv"], "data         ./nope.csv: no 'nope.csv' in {here}"),
+        (
+            ["-d", "demo", "--verbaliser", "negative= great", "--verbaliser", "positive= great"],
+            "task         verbalisers ' great' and ' great' begin with the same token ' great', so the model "
+            "cannot tell the classes apart there; choose other words",
+        ),
+        (
+            ["-d", "demo", "-t", "rotten_tomatos"],
+            "task         no ready-made task 'rotten_tomatos'; did you mean 'rotten_tomatoes'?; or give template "
+            "and verbalisers",
+        ),
+    ],
+)
+def test_doctor_finds_what_is_wrong(args: list[str], told: str, run: Run) -> None:
+    outcome = run("doctor", *args)
+    assert (outcome.code, outcome.err) == (1, "")
+    failed = [line for line in outcome.out.splitlines() if not line.startswith("  ok  ")]
+    assert failed == ["FAIL  " + told.format(here=Path().absolute())]
+
+
+def test_no_color_is_honoured(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    colour = re.compile(r"\x1b\[[0-9;]*3[0-7][0-9;]*m")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    doctor = ["doctor", "-m", "./nope", "-d", "./nope.csv"]
+    assert colour.search(run(*doctor).out)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colour.search(run(*doctor).out)
+
+
+# ---- processes of their own
+
+
+class Interrupted(NamedTuple):
+    folder: Path
+    first: Outcome
+    left: set[str]  # kinds of checkpoints after the interruption
+    second: Outcome
+
+
+@pytest.fixture(scope="module")
+def interrupted(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    """A run that gets SIGINT in the middle, and the same command again."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+    # The handler explicitly: a shell that starts the tests in the background has SIGINT ignored.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from gradmm.cli import main; main()"
+    )
+    args = ["--task", "sst2", "--data", str(small), "--text-column", "review", "--label-column", "mood"]
+    command = [sys.executable, "-c", program, "generate", *args, "-n", "2", *SETS, "-s", "admm.n_outer=30"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    process = subprocess.Popen([*command, "-o", str(folder)], **pipes)
+    while process.poll() is None and not list(folder.glob("state/admm-*.safetensors")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    left = {path.name.split("-")[0] for path in (folder / "state").glob("*")}
+    done = subprocess.run([*command, "-o", str(folder)], **pipes, timeout=300, check=False)
+    return Interrupted(
+        folder, Outcome(process.returncode, out, err), left, Outcome(done.returncode, done.stdout, done.stderr)
+    )
+
+
+def test_control_c_ends_with_130(interrupted: Interrupted) -> None:
+    assert (interrupted.first.code, interrupted.first.out) == (130, "")
+    assert "Traceback" not in interrupted.first.err
+    assert interrupted.left == {"target.safetensors", "admm"}
+
+
+def test_control_c_tells_how_to_go_on(interrupted: Interrupted) -> None:
+    told = "interrupted; the same command goes on from here"
+    assert [line for line in interrupted.first.err.splitlines() if line and not LINES.fullmatch(line)] == [told]
+
+
+def test_the_same_command_goes_on_and_ends(interrupted: Interrupted) -> None:
+    code, out, err = interrupted.second
+    assert code == 0
+    assert not err.startswith("target:")  # that is done already
+    assert all(LINES.fullmatch(line) for line in err.splitlines())
+    texts = texts_in(interrupted.folder)
+    assert out.split("\n")[:6] == [
+        "negative",
+        *[f"  {t}" for t in texts[:2]],
+        "positive",
+        *[f"  {t}" for t in texts[2:]],
+    ]
+    assert json.loads((interrupted.folder / "metrics.json").read_text())["trace"][-1]["outer"] == 30
+    assert not (interrupted.folder / "state").exists()
+    log_lines = (interrupted.folder / "run.log").read_text().splitlines()
+    assert [line.split()[1] for line in log_lines if "done in" in line] == ["target:", "admm:", "measure:"]
+
+
+def test_a_process_ends_with_the_codes_of_failure_and_misuse(tmp_path: Path) -> None:
+    for args, code in ((["--data", "./nope.csv"], 1), (["--task", "sst2", "--template", "{text}"], 2)):
+        command = [sys.executable, "-m", "gradmm", "generate", *args]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert re.fullmatch("error: .*\n", done.stderr)

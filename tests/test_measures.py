@@ -1,0 +1,144 @@
+"""What a set of texts is told to be worth, against definitions written out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from gradmm.data.task import BoundTask
+from gradmm.decoding import log_perplexity
+from gradmm.gradients.distances import DistanceConfig
+from gradmm.gradients.target import ReleasedTarget, compute_target
+from gradmm.measures import SetMeasures, distinct_2, measure
+from gradmm.models import LanguageModel
+
+REAL = [
+    ["The film is bad.", "A dull story with a bad end.", "The end is dull."],
+    ["The film is great.", "A fine story and a great end."],
+]
+OTHER = [["This makes me feel sad.", "bad bad bad"], ["happy", "This film makes me happy. A great end!"]]
+JOINT = DistanceConfig(bias="joint")
+
+BindTask = Callable[..., BoundTask]
+
+
+def target_of(lm: LanguageModel, task: BoundTask, texts: Sequence[Sequence[str]]) -> ReleasedTarget:
+    return compute_target(lm, task, [[list(own)] for own in texts])
+
+
+def slow_gradient(lm: LanguageModel, task: BoundTask, texts: Sequence[str], label: int) -> torch.Tensor:
+    """Mean gradient of a class's loss with respect to the head's weight and bias, by autograd, text by text."""
+    weight = lm.head.weight_VD.clone().requires_grad_()
+    bias = torch.zeros(len(weight)) if lm.head.bias_V is None else lm.head.bias_V.clone()
+    bias.requires_grad_()
+    loss = torch.zeros(())
+    for text in texts:
+        ids = [*task.prefix_ids, *task.text_ids(text), *task.suffix_ids, *task.label_ids[label]]
+        count = len(task.label_ids[label])
+        hidden = lm.body(input_ids=torch.tensor([ids])).last_hidden_state[0, -count - 1 : -1]
+        logits = hidden @ weight.T + bias
+        loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(ids[-count:]), reduction="sum")
+    grads = torch.autograd.grad(loss / len(texts), [weight] if lm.head.bias_V is None else [weight, bias])
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+# ---- distinct_2
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["a b c"], 1.0),
+        (["a b a b"], 2 / 3),  # ab ba ab
+        (["a b", "a b"], 1 / 2),
+        (["a b", "c d"], 1.0),  # no pair across two texts
+        (["A  b\n", "a B"], 1 / 2),  # neither case nor white space counts
+        (["a a a a"], 1 / 3),
+    ],
+)
+def test_distinct_2(texts: list[str], expected: float) -> None:
+    assert distinct_2(texts) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("texts", [[], ["one", "two"], [""]])
+def test_distinct_2_without_pairs_is_no_number(texts: list[str]) -> None:
+    assert math.isnan(distinct_2(texts))
+
+
+# ---- measure
+
+
+@pytest.mark.parametrize("kind", ["phi", "llama", "gpt2"])  # a bias in the head; a BOS token; tied
+def test_the_distance_is_one_minus_the_cosine_of_the_gradients(
+    kind: str, tiny_lm: Any, tiny_task: BindTask
+) -> None:
+    lm = tiny_lm(kind)
+    task = tiny_task(lm, verbalisers=(" bad", " great fun"))  # one label token, and several
+    own, _ = measure(lm, task, target_of(lm, task, REAL), JOINT, OTHER, batch_size=1)
+    expected = []
+    for label in range(2):
+        mine, theirs = (slow_gradient(lm, task, texts[label], label) for texts in (OTHER, REAL))
+        expected.append(1 - float(torch.cosine_similarity(mine, theirs, dim=0)))
+    assert min(expected) > 0.01
+    assert list(own.class_distances) == pytest.approx(expected, abs=1e-5)
+    assert own.distance == pytest.approx(sum(expected) / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cosine", "relative_l2", "tag"])
+@pytest.mark.parametrize("kind", ["phi", "llama"])
+def test_real_rows_are_at_no_distance_from_their_own_target(
+    kind: str, name: str, tiny_lm: Any, tiny_task: BindTask
+) -> None:
+    lm = tiny_lm(kind)
+    task, config = tiny_task(lm), DistanceConfig.model_validate({"name": name})
+    target = target_of(lm, task, REAL)
+    own, _ = measure(lm, task, target, config, REAL, batch_size=2)
+    assert own.class_distances == pytest.approx((0, 0), abs=1e-4)
+    far, _ = measure(lm, task, target, config, OTHER)
+    assert min(far.class_distances) > 1e-2  # so nought is not what everything gets
+
+
+def test_real_rows_of_the_demo_are_at_no_distance(demo_lm: LanguageModel, demo_task: BoundTask) -> None:
+    target = target_of(demo_lm, demo_task, REAL)
+    own, _ = measure(demo_lm, demo_task, target, JOINT, [own[::-1] for own in REAL])
+    swapped, _ = measure(demo_lm, demo_task, target, JOINT, REAL[::-1])
+    assert own.distance == pytest.approx(0, abs=1e-5)
+    assert swapped.distance > 0.01
+
+
+def test_duplicates_change_nothing_but_counts(tiny_lm: Any, tiny_task: BindTask) -> None:
+    lm = tiny_lm("llama")
+    task = tiny_task(lm)
+    target = target_of(lm, task, REAL)
+    once, nll = measure(lm, task, target, JOINT, OTHER)
+    twice, nll_twice = measure(lm, task, target, JOINT, [own * 2 for own in OTHER])
+    assert (once.texts, twice.texts) == (4, 8)
+    assert twice.distinct_2 == once.distinct_2 / 2
+    assert twice.tokens == once.tokens
+    assert twice.log_perplexity == pytest.approx(once.log_perplexity)
+    assert twice.class_distances == pytest.approx(once.class_distances, abs=1e-5)
+    for own, doubled in zip(nll, nll_twice, strict=True):
+        assert doubled == pytest.approx(own * 2)
+
+
+def test_the_other_figures_are_means_over_all_texts(tiny_lm: Any, tiny_task: BindTask) -> None:
+    lm = tiny_lm("gpt2")
+    task = tiny_task(lm)
+    uneven = [["The film is bad.", "A dull story with a bad end.", "dull"], ["A great end."]]
+    own, nll = measure(lm, task, target_of(lm, task, REAL), JOINT, uneven)
+    ids = [task.text_ids(text) for texts in uneven for text in texts]
+    one_by_one = [log_perplexity(lm, [row])[0] for row in ids]
+    assert [len(values) for values in nll] == [3, 1]
+    assert [value for values in nll for value in values] == pytest.approx(one_by_one, rel=1e-4)
+    assert own == SetMeasures(
+        texts=4,
+        distance=pytest.approx(sum(own.class_distances) / 2),
+        class_distances=own.class_distances,
+        log_perplexity=pytest.approx(sum(one_by_one) / 4, rel=1e-4),
+        distinct_2=1.0,
+        tokens=sum(map(len, ids)) / 4,
+    )

@@ -1,0 +1,161 @@
+"""What is told while a run goes on: lines, bars, the run's log, or nothing."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gradmm import progress
+from gradmm.progress import Reporter, RichReporter, log, logging_to, make_reporter
+
+DONE = re.compile(r"work: done in \d+\.\d s")
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    level, handlers = log.level, list(log.handlers)
+    yield
+    log.setLevel(level)
+    log.handlers[:] = handlers
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the clock is four seconds later."""
+    ticks = count(0, 4)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+
+
+def work(reporter: Reporter, failure: BaseException | None = None) -> None:
+    with reporter.stage("work", 3, "rows") as stage:
+        for step in range(3):
+            stage.advance(1, text=1 / (step + 1), best_so_far=12345.678)
+        if failure:
+            raise failure
+
+
+# ---- lines
+
+
+def test_a_stage_is_told_at_its_start_and_end(capsys: pytest.CaptureFixture[str]) -> None:
+    work(make_reporter())
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, last = err.splitlines()
+    assert first == "work: 3 rows"
+    assert re.fullmatch(DONE.pattern + r"  text 0\.3333  best so far 1\.235e\+04", last)
+
+
+def test_a_line_now_and_then_tells_how_far_it_is(clock: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with make_reporter().stage("work", 40, "rows") as stage:  # began at 0
+        stage.advance(2)  # at 4, 8, 12
+        stage.advance(2)
+        stage.advance(4, text=0.5)
+        stage.advance(0)  # at 16, 20, 24
+        stage.advance(2)
+        stage.advance(10)
+    assert capsys.readouterr().err.splitlines() == [
+        "work: 40 rows",
+        "work: 8 of 40 rows  text 0.5, 48 s left",
+        "work: 20 of 40 rows, 24 s left",
+        "work: done in 28.0 s",
+    ]
+
+
+def test_a_stage_that_has_done_nothing_yet_can_be_told(clock: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with make_reporter().stage("work", 1, "rows") as stage:
+        for _ in range(3):
+            stage.advance(0)
+    assert "work: 0 of 1 rows, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), ValueError()])
+def test_a_stage_that_fails_is_not_told_as_done(
+    failure: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(type(failure)):
+        work(make_reporter(), failure)
+    assert capsys.readouterr().err == "work: 3 rows\n"
+
+
+def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    make_reporter()  # an earlier command's
+    work(make_reporter(quiet=True))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_every_line_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    make_reporter()
+    work(make_reporter())
+    assert capsys.readouterr().err.splitlines()[0] == "work: 3 rows"
+    make_reporter(quiet=True)
+    make_reporter()
+    work(make_reporter())
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+# ---- the run's log
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_log_gets_the_lines_whatever_the_screen_gets(quiet: bool, tmp_path: Path) -> None:
+    path = tmp_path / "run.log"
+    path.write_text("before\n")
+    reporter = make_reporter(quiet)
+    handlers = list(log.handlers)
+    with logging_to(path):
+        work(reporter)
+        work(RichReporter())
+    work(reporter)
+    before, *lines = path.read_text(encoding="utf-8").splitlines()
+    assert before == "before"  # a run that goes on keeps what it has told
+    told = [re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d (.*)", line) for line in lines]
+    assert [match and DONE.sub("done", match[1]).split("  ")[0] for match in told] == ["work: 3 rows", "done"] * 2
+    assert log.handlers == handlers
+
+
+def test_the_log_is_let_go_of_after_a_failure(tmp_path: Path) -> None:
+    before = list(log.handlers)
+    with pytest.raises(KeyboardInterrupt), logging_to(tmp_path / "é.log"):
+        work(Reporter(), KeyboardInterrupt())
+    assert log.handlers == before
+    assert (tmp_path / "é.log").read_text().endswith(" work: 3 rows\n")
+
+
+def test_no_log_is_asked_for() -> None:
+    before = list(log.handlers)
+    with logging_to(None):
+        assert log.handlers == before
+
+
+# ---- bars
+
+
+def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert isinstance(make_reporter(), RichReporter)
+    assert not isinstance(make_reporter(quiet=True), RichReporter)
+    assert not [h for h in log.handlers if isinstance(h, logging.StreamHandler) and h.stream is sys.stderr]
+
+
+def test_bars_work_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    work(RichReporter())
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "work" in err and "3/3" in err and "rows" in err and "best so far 1.235e+04" in err
+
+
+def test_bars_let_failures_through(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        work(RichReporter(), KeyboardInterrupt())
+    assert "3/3" in capsys.readouterr().err
