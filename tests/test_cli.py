@@ -151,7 +151,7 @@ def test_settings_that_cannot_be_meant_end_with_2(run: Run, data: list[str]) -> 
         both = "--task names a ready-made task; give either it or --template and --verbaliser"
         refused(run, 2, both, verb, "--task", "sst2", "--template", "{text} So")
     refused(run, 2, "no data set is named; set dataset to a Hub id, a path or 'demo'", "generate")
-    no_task = "no ready-made task 'sst3'; did you mean 'sst2'?; or give template and verbalisers"
+    no_task = "no ready-made task 'sst3' (or give template and verbalisers); did you mean 'sst2'?"
     refused(run, 2, no_task, "generate", "--task", "sst3", *data)
 
 
@@ -305,8 +305,8 @@ def test_doctor_finds_the_demo_well(run: Run) -> None:
         ),
         (
             ["-d", "demo", "-t", "rotten_tomatos"],
-            "task         no ready-made task 'rotten_tomatos'; did you mean 'rotten_tomatoes'?; or give template "
-            "and verbalisers",
+            "task         no ready-made task 'rotten_tomatos' (or give template and verbalisers); did you mean "
+            "'rotten_tomatoes'?",
         ),
     ],
 )

@@ -262,5 +262,5 @@ def test_own_task_is_for_the_datas_classes(what: str, names: list[str]) -> None:
 
 def test_a_ready_made_task_is_taken_by_name() -> None:
     assert RunConfig(task="trec").resolve_task(["whatever"]) == get_task("trec")
-    with pytest.raises(TaskError, match=r"^no ready-made task 'sst3'; did you mean 'sst2'\?"):
+    with pytest.raises(TaskError, match=r"^no ready-made task 'sst3' \(or give .*\); did you mean 'sst2'\?$"):
         RunConfig(task="sst3").resolve_task(["negative", "positive"])

@@ -18,6 +18,7 @@ from gradmm.config import GenerateConfig
 from gradmm.data.task import BoundTask
 from gradmm.data.vocabulary import allowed_tokens, bare_starts, sentence_ends
 from gradmm.decoding import PromptCache
+from gradmm.errors import ConfigError
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.models import LanguageModel
 from gradmm.progress import Stage
@@ -55,10 +56,15 @@ class BlockRunner:
         lm: the language model.
         task: the rendering.
         config: how texts are made.
+
+    Raises:
+        ConfigError: if the texts would not fit the context, or the bans leave no token.
     """
 
     def __init__(self, lm: LanguageModel, task: BoundTask, config: GenerateConfig) -> None:
         self.lm, self.task, self.config = lm, task, config
+        if config.lengths.max_tokens > task.room:
+            raise ConfigError(f"lengths.max_tokens {config.lengths.max_tokens} exceeds the room of {task.room}")
         self.allowed_V = allowed_tokens(lm.tokenizer, lm.vocab_size, config.bans).to(lm.device)
         self.prompts = PromptCache(lm, task.instruction_ids)
         ends_V = starts = None

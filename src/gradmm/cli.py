@@ -62,7 +62,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def demo(output_dir: Output = Path("gradmm-demo"), seed: Seed = None, quiet: Quiet = False) -> None:
     """Show what this is: a small model and data set that ship in the package, start to end."""
-    _generate(_settings({"seed": seed}, config="demo"), output_dir, quiet)
+    _generate(_settings({"seed": seed}, config=_demo()), output_dir, quiet)
 
 
 @app.command()
@@ -188,7 +188,18 @@ def _run(settings: RunConfig, output_dir: Path | None, quiet: bool) -> Result:
     data = load_data(None, settings.data)
     model = load_model(settings.model)
     task = settings.resolve_task(data.label_names)
-    return make(model, task, data, settings, output_dir, reporter)
+    try:
+        return make(model, task, data, settings, output_dir, reporter)
+    except KeyboardInterrupt:
+        if output_dir is not None:
+            typer.echo("interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+
+
+def _demo() -> str:
+    from gradmm.config import PACKAGED
+
+    return str(PACKAGED / "demo.yaml")
 
 
 def _generate(settings: RunConfig, output_dir: Path, quiet: bool) -> None:
@@ -207,9 +218,6 @@ def main() -> None:
     except GradmmError as err:
         typer.echo(f"error: {err}", err=True)
         sys.exit(err.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from here", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

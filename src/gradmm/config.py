@@ -126,7 +126,11 @@ def load_config(
         key, equals, text = item.partition("=")
         if not equals:
             raise ConfigError(f"--set {item!r} has no '='; write it as admm.rho=0.5")
-        _put(tree, key.strip(), yaml.safe_load(text))
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as err:
+            raise ConfigError(f"--set {item!r}: the value is not YAML: {err}") from err
+        _put(tree, key.strip(), value)
     return parse_config(tree)
 
 
@@ -140,12 +144,33 @@ def parse_config(tree: Mapping[str, Any], model: type[RunConfig] = RunConfig) ->
     try:
         return model.model_validate(tree)
     except ValidationError as err:
-        raise ConfigError("\n".join(_sentence(error) for error in err.errors())) from err
+        # `task` is a name or a group; where a group was given, that it is no name is no news.
+        named = not isinstance(tree.get("task"), dict)
+        errors = [error for error in err.errors() if named or error["loc"] != ("task", "str")]
+        raise ConfigError("\n".join(_sentence(error) for error in errors)) from err
 
 
 def dump_config(config: BaseModel) -> str:
     """YAML that `load_config` reads back to the same settings."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return to_yaml(config.model_dump(mode="json"))
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """YAML in the order of the mapping, with every character kept."""
+    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # PyYAML folds these line breaks into spaces unless they are quoted.
+    style = '"' if {"\x85", "\u2028", "\u2029"} & set(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
 
 
 def _read(file: str | Path) -> dict[str, Any]:
@@ -169,6 +194,8 @@ def _read(file: str | Path) -> dict[str, Any]:
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
+    if parents == ["task"] and isinstance(tree.get("task"), str):
+        tree["task"] = {}
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
@@ -191,7 +218,7 @@ def _group(annotation: Any) -> type[BaseModel] | None:
 
 
 def _sentence(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "settings"
+    where = ".".join(str(part) for part in error["loc"] if part != "TaskConfig") or "settings"
     message = str(error["msg"]).removeprefix("Value error, ")
     value = error.get("input")
     shown = "" if isinstance(value, dict) else f" (it is {value!r})"

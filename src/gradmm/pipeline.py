@@ -17,10 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gradmm.blocks import BlockRunner
-from gradmm.config import GenerateConfig
+from gradmm.config import GenerateConfig, to_yaml
 from gradmm.data.checks import check_fits, check_labels
 from gradmm.data.presets import get_task
 from gradmm.data.sources import DataSource, LabelledData, load_data
@@ -31,7 +29,7 @@ from gradmm.measures import SetMeasures, measure
 from gradmm.models import LanguageModel, load_model
 from gradmm.progress import Reporter, Stage, log, logging_to
 from gradmm.result import Result, make_dataset, read_result, write_result
-from gradmm.store import RunFolder
+from gradmm.store import RunFolder, as_json
 
 
 def generate(
@@ -61,6 +59,7 @@ def generate(
     bound = BoundTask(get_task(task), lm.tokenizer, lm.max_length)
     check_labels(bound.task, rows)
     check_fits(bound, rows)
+    runner = BlockRunner(lm, bound, config)
     fingerprint = _fingerprint(lm, bound.task, rows, config)
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(output_dir or scratch, fingerprint)
@@ -70,9 +69,9 @@ def generate(
             return read_result(folder)
         with logging_to(folder.path / "run.log"):
             settings = _settings(lm, bound.task, rows, config)
-            folder.write_text("config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+            folder.write_text("config.yaml", to_yaml(settings))
             folder.write_json("environment.json", describe_environment(lm.device))
-            result = _Run(lm, bound, rows, config, folder, reporter or Reporter()).go()
+            result = _Run(lm, bound, rows, config, runner, folder, reporter or Reporter()).go()
         folder.finish()
     return result if output_dir else Result(result.dataset, result.metrics, None)
 
@@ -85,27 +84,29 @@ class _Run:
     task: BoundTask
     rows: LabelledData
     config: GenerateConfig
+    runner: BlockRunner
     folder: RunFolder
     reporter: Reporter
     seconds: dict[str, float] = field(default_factory=dict)
 
     def go(self) -> Result:
         """All stages."""
-        runner = BlockRunner(self.lm, self.task, self.config)
         target = self._release()
-        with self._stage("admm", runner.steps, "block steps") as stage:
-            made = runner.run(target, self.folder, stage)
+        with self._stage("admm", self.runner.steps, "block steps") as stage:
+            made = self.runner.run(target, self.folder, stage)
         with self._stage("measure", 3 if self.config.references else 1, "sets") as stage:
             own, nll = self._measure(target, made.texts)
             stage.advance()
-            references = self._references(target, runner, stage) if self.config.references else {}
-        metrics = {
-            "synthetic": asdict(own) | {"retokenised_differently": made.retokenised},
-            "references": {name: asdict(measures) for name, measures in references.items()},
-            "stops": made.stops,
-            "seconds": self.seconds,
-            "trace": made.trace,
-        }
+            references = self._references(target, stage) if self.config.references else {}
+        metrics: dict[str, Any] = as_json(
+            {
+                "synthetic": asdict(own) | {"retokenised_differently": made.retokenised},
+                "references": {name: asdict(measures) for name, measures in references.items()},
+                "stops": made.stops,
+                "seconds": self.seconds,
+                "trace": made.trace,
+            }
+        )
         names = self.task.task.label_names
         dataset = make_dataset(names, made.texts, own.class_distances, nll, "admm")
         write_result(self.folder, dataset, metrics)
@@ -123,13 +124,13 @@ class _Run:
         self.folder.save_state("target", target.tensors(), {})
         return target
 
-    def _references(self, target: ReleasedTarget, runner: BlockRunner, stage: Stage) -> dict[str, SetMeasures]:
+    def _references(self, target: ReleasedTarget, stage: Stage) -> dict[str, SetMeasures]:
         """As many real rows, drawn at random, and as many texts that the LM writes unguided."""
         count = min(self.config.texts_per_class, *self.rows.counts())
         real = self.rows.sample(count, self.config.seed)
         found = {"real": self._measure(target, [real.texts_of(c) for c in range(real.num_classes)])[0]}
         stage.advance()
-        plain = runner.sample_texts(self.config.texts_per_class, "lm reference")
+        plain = self.runner.sample_texts(self.config.texts_per_class, "lm reference")
         found["lm"] = self._measure(target, plain)[0]
         stage.advance()
         return found

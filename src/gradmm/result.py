@@ -11,7 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradmm.store import RunFolder
+from gradmm.store import RunFolder, as_json
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def write_result(folder: RunFolder, dataset: datasets.Dataset, metrics: dict[str
     # The schema's metadata carry the ClassLabel, so that load_dataset gets the names back.
     table: pa.Table = dataset.with_format("arrow")[:]
     folder.write("data/synthetic.parquet", lambda path: pq.write_table(table, path))
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in dataset)
+    lines = (json.dumps(as_json(row), ensure_ascii=False) + "\n" for row in dataset)
     folder.write_text("data/synthetic.jsonl", "".join(lines))
     folder.write_json("metrics.json", metrics)
 

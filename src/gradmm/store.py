@@ -11,6 +11,7 @@ data, model): another run does not continue in its folder.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -47,12 +48,24 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file; give a folder for the run")
         if marker.is_file():
-            self._compare(json.loads(marker.read_text(encoding="utf-8")), fingerprint)
-        elif self.path.is_dir() and any(self.path.iterdir()):
+            self._compare(self._marked(marker), fingerprint)
+        elif self.path.is_dir() and any(not p.name.startswith(f".{FINGERPRINT}.") for p in self.path.iterdir()):
             raise RunFolderError(f"{self.path} holds files that are not a run's; give an empty or a new folder")
         else:
-            (self.path / "state").mkdir(parents=True, exist_ok=True)
-            self.write_json(FINGERPRINT, fingerprint)
+            try:
+                self.write_json(FINGERPRINT, fingerprint)
+            except OSError as err:
+                raise RunFolderError(f"cannot make the run folder {self.path} ({err}); give another") from err
+        (self.path / "state").mkdir(exist_ok=True)
+
+    def _marked(self, marker: Path) -> dict[str, Any]:
+        try:
+            found = json.loads(marker.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise RunFolderError(f"{marker} is damaged; give another folder")
+        return found
 
     def _compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         before, now = flatten(old), flatten(new)
@@ -94,7 +107,9 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Writes JSON, indented."""
-        return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        return self.write_text(
+            name, json.dumps(as_json(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        )
 
     def read_json(self, name: str) -> Any:
         """Reads JSON."""
@@ -132,6 +147,17 @@ class RunFolder:
         """Removes the checkpoints."""
         if (self.path / "state").is_dir():
             shutil.rmtree(self.path / "state")
+
+
+def as_json(value: Any) -> Any:
+    """The value as JSON reads it back: tuples are lists, and what is not a number is null."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return value
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _source(form: str, rows: list[Row], folder: Path) -> object:
         pd.DataFrame(_records(rows)).to_parquet(path)
     else:
         content = FILES[form.removesuffix(".gz")](rows)
-        path.write_bytes(gzip.compress(content) if form.endswith(".gz") else content)
+        path.write_bytes(gzip.compress(content, mtime=0) if form.endswith(".gz") else content)
     return str(path)
 
 

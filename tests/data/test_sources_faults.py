@@ -45,7 +45,7 @@ def _pairs(data: LabelledData) -> list[Row]:
 
 
 GOOD = b'{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n'
-ZIPPED = gzip.compress(b"".join(b'{"text": "%d", "label": %d}\n' % (n, n % 2) for n in range(9000)))
+ZIPPED = gzip.compress(b"".join(b'{"text": "%d", "label": %d}\n' % (n, n % 2) for n in range(9000)), mtime=0)
 HEAD = b"text,label\n"
 NO_TEXT = "text is missing (null); remove the row or give its text"
 NO_STRING = "not a string; choose another text_column or convert it"
@@ -68,7 +68,7 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("x.parquet.gz", GOOD, f": unknown extension '.parquet.gz'{KNOWN}"),
     ("x.jsonl", b"", f" has no rows{NO_ROWS}"),
     ("x.csv", b"", f" has no rows{NO_ROWS}"),
-    ("x.jsonl.gz", gzip.compress(b""), f" has no rows{NO_ROWS}"),
+    ("x.jsonl.gz", gzip.compress(b"", mtime=0), f" has no rows{NO_ROWS}"),
     ("x.csv", HEAD, f" has no rows{NO_ROWS}"),
     ("x.json", b"[]", f" has no rows{NO_ROWS}"),
     ("x.jsonl", b"\n\n", f" has no rows{NO_ROWS}"),

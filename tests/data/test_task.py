@@ -239,7 +239,9 @@ def test_a_ready_made_task_by_name():
     assert get_task(own) is own and get_task("emotion2").label_names == ("sadness", "joy")
     with pytest.raises(TaskError) as caught:
         get_task("sst3")
-    assert str(caught.value) == "no ready-made task 'sst3'; did you mean 'sst2'?; or give template and verbalisers"
+    assert (
+        str(caught.value) == "no ready-made task 'sst3' (or give template and verbalisers); did you mean 'sst2'?"
+    )
 
 
 # ---- what cannot be a task

@@ -75,7 +75,7 @@ def test_a_text_that_reads_back_as_fewer_tokens_is_written_again(tiny_lm, tiny_t
     lm = tiny_lm("gpt2")
     task = tiny_task(lm)
     allowed_V = torch.zeros(lm.vocab_size, dtype=torch.bool)
-    allowed_V[lm.tokenizer.convert_tokens_to_ids([*"baden"])] = True  # "ad", "nd" and "bad" are one token each
+    allowed_V[lm.tokenizer.convert_tokens_to_ids([*"bad"])] = True  # "ad" and "bad" are one token each
     lengths, config = (
         LengthConfig(distribution="fixed", min_tokens=1, max_tokens=6),
         InitialConfig(temperature=5.0),

@@ -3,9 +3,13 @@
 import pytest
 import torch
 
+from gradmm.data.vocabulary import allowed_tokens
+from gradmm.decoding import PromptCache
 from gradmm.gradients.distances import DistanceConfig
 from gradmm.gradients.target import compute_target
+from gradmm.solvers.admm import Admm, AdmmConfig
 from gradmm.solvers.matching import GradientMatching
+from gradmm.solvers.projection import ProjectionConfig, Projector, Vocabulary
 from solver_oracles import distance_slowly, mean_gradient, text_gradient
 
 ROWS = [  # of the real data, per class
@@ -202,7 +206,35 @@ def test_projection_gives_embeddings_with_their_tokens(matching):
     v = nearby(lm, codes)
     z, found = problem.project(v)
     assert torch.equal(found, codes)
-    assert torch.equal(z, lm.embeddings_VE[codes])
+    inside = torch.arange(codes.shape[2]) < problem.lengths_KB.unsqueeze(-1)
+    assert torch.equal(z[inside], lm.embeddings_VE[codes[inside]])
+    assert not z[~inside].any(), "beyond a text's end nothing may enter residuals and clipping"
     assert torch.equal(seen["vectors"], v.flatten(0, 1))
     assert seen["labels"] == [1, 1, 0, 0, 1, 1]
     assert seen["lengths"] == problem.lengths_KB.flatten().tolist()
+
+
+@pytest.mark.parametrize("clip", ["text", "block"])
+def test_admm_on_ragged_blocks_is_admm_on_each_without_padding(matching, clip):
+    lm, task, problem, codes = matching()
+    vocabulary = Vocabulary(allowed_tokens(lm.tokenizer, lm.vocab_size), None, None)
+    prompts = PromptCache(lm, task.instruction_ids)
+    projector = Projector(prompts, lm.embeddings_VE, vocabulary, ProjectionConfig(nearness=3.0))
+    config = AdmmConfig(n_inner=3, rho=0.5, clip=clip, max_grad_norm=0.01, rho_schedule="residual_balanced")
+
+    def solve(labels, lengths_KB, x):
+        one = GradientMatching(lm, task, problem.target, problem.config, projector, labels, lengths_KB)
+        solver = Admm(one, config)
+        return solver.step(solver.step(solver.init(x))), one.texts
+
+    inside = (torch.arange(codes.shape[2]) < problem.lengths_KB.unsqueeze(-1)).unsqueeze(-1)
+    x = nearby(lm, codes) * inside
+    together, texts = solve(LABELS, problem.lengths_KB, x)
+    assert not (together.x * ~inside).any()
+    for k in range(3):
+        own = slice(k, k + 1)
+        width = int(problem.lengths_KB[k].max())
+        alone, texts_of = solve(LABELS[own], problem.lengths_KB[own], x[own, :, :width])
+        assert texts(together.codes)[2 * k : 2 * k + 2] == texts_of(alone.codes)
+        for name in ("rho_K", "objective_K", "primal_K", "dual_residual_K", "score_K"):
+            torch.testing.assert_close(getattr(together, name)[own], getattr(alone, name), rtol=1e-3, atol=1e-5)

@@ -69,5 +69,5 @@ def get_task(task: str | Task) -> Task:
     if isinstance(task, Task):
         return task
     if task not in PRESETS:
-        raise TaskError(f"no ready-made task {task!r}{nearest(task, PRESETS)}; or give template and verbalisers")
+        raise TaskError(f"no ready-made task {task!r} (or give template and verbalisers){nearest(task, PRESETS)}")
     return PRESETS[task]

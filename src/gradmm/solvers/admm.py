@@ -60,7 +60,7 @@ class AdmmConfig(BaseModel):
     """Step of the dual update; 0 leaves the dual at zero (half-quadratic splitting)."""
     order: Literal["x_first", "z_first"] = "x_first"
     """Which variable an outer iteration updates first; the official code projects first."""
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: float | None = Field(1.0, gt=0)
     """Clip the x-update's gradient to this L2 norm."""
     clip: Literal["text", "block"] = "text"
     """Whether a text's gradient is clipped on its own or the whole block's together (the official code)."""
@@ -263,7 +263,8 @@ class Admm:
         relative = self.config.relative_tolerance
         primal_K = size + relative * torch.maximum(_norm(state.x), _norm(state.z))
         dual_K = size + relative * _norm(state.dual)
-        return (state.primal_K <= primal_K) & (state.dual_residual_K <= dual_K)
+        within_K: Tensor = (state.primal_K <= primal_K) & (state.dual_residual_K <= dual_K)
+        return within_K
 
 
 def _freeze(new: AdmmState, old: AdmmState, frozen_K: Tensor) -> AdmmState:

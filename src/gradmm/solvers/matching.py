@@ -61,7 +61,9 @@ class GradientMatching:
         lengths_N = self.lengths_KB.flatten().to(v.device)
         labels_N = torch.tensor(self._labels_N, device=v.device)
         ids_KBT = self.projector(v.flatten(0, 1), lengths_N, labels_N).view(v.shape[:3])
-        return self.lm.embeddings_VE[ids_KBT].to(v.dtype), ids_KBT
+        steps_T = torch.arange(v.shape[2], device=v.device)
+        inside = (steps_T < self.lengths_KB.to(v.device).unsqueeze(-1)).unsqueeze(-1)
+        return self.lm.embeddings_VE[ids_KBT].to(v.dtype) * inside, ids_KBT
 
     @torch.no_grad()
     def score(self, codes: Tensor) -> Tensor:
