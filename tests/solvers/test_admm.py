@@ -261,6 +261,18 @@ def test_blocks_solved_together_are_those_solved_alone(order, rng):
             torch.testing.assert_close(together[name][k], alone[name][0], rtol=1e-6, atol=1e-7, msg=name)
 
 
+def test_a_block_that_stops_early_alone_keeps_its_result_beside_others():
+    # Alone, block 0 has stalled after two iterations and never sees its last score; block 1 keeps on improving.
+    script = [[0.5, 0.6, 0.6, 0.6, 0.1], [0.9, 0.8, 0.7, 0.6, 0.5]]
+    settings = config(patience=2, n_outer=4)
+    alone, _ = solve(Scripted(script[:1]), settings, torch.ones(1, 1, 1))
+    together, stop = solve(Scripted(script), settings, torch.ones(2, 1, 1))
+    assert stop.reason == "max_outer"
+    assert together.best_score_K.tolist() == pytest.approx([0.5, 0.5])
+    for name in {*together.tensors()} - {"outer", "inner"}:
+        assert torch.equal(getattr(together, name)[0], getattr(alone, name)[0]), name
+
+
 @pytest.mark.parametrize("order", ["x_first", "z_first"])
 def test_a_state_that_was_written_and_read_continues_bit_for_bit(order, rng):
     problem = Box(torch.randn(2, 2, 3, generator=rng))

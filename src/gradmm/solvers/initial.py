@@ -158,6 +158,7 @@ def random_block(
     x_BTE = torch.randn(size, int(lengths_B.max()), embeddings_VE.shape[1], generator=generator)
     scale = config.scale or float(embeddings_VE.float().norm(dim=1).mean())
     x_BTE *= scale / x_BTE.norm(dim=-1, keepdim=True)
+    x_BTE *= (torch.arange(x_BTE.shape[1])[None] < lengths_B[:, None]).unsqueeze(-1)
     return Start(x_BTE[None].to(embeddings_VE.device), lengths_B[None], None)
 
 
