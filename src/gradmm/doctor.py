@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gradmm.config import RunConfig
-from gradmm.data.checks import check_fits, check_labels
+from gradmm.data.checks import check_fits, match_labels
 from gradmm.data.sources import LabelledData, load_data
 from gradmm.data.task import BoundTask
 from gradmm.data.vocabulary import allowed_tokens
@@ -51,8 +51,7 @@ def examine(config: RunConfig) -> Iterator[Finding]:
 
 def _examine_task(config: RunConfig, model: LanguageModel, data: LabelledData) -> Iterator[Finding]:
     def bind() -> BoundTask:
-        task = config.resolve_task(data.label_names)
-        check_labels(task, data)
+        task = match_labels(config.resolve_task(data.label_names), data)
         return BoundTask(task, model.tokenizer, model.max_length)
 
     bound = _attempt(bind, "task")

@@ -19,7 +19,7 @@ from typing import Any
 
 from gradmm.blocks import BlockRunner
 from gradmm.config import GenerateConfig, to_yaml
-from gradmm.data.checks import check_fits, check_labels
+from gradmm.data.checks import check_fits, match_labels
 from gradmm.data.presets import get_task
 from gradmm.data.sources import DataSource, LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
@@ -56,8 +56,7 @@ def generate(
     """
     lm = load_model(model)
     rows = load_data(data)
-    bound = BoundTask(get_task(task), lm.tokenizer, lm.max_length)
-    check_labels(bound.task, rows)
+    bound = BoundTask(match_labels(get_task(task), rows), lm.tokenizer, lm.max_length)
     check_fits(bound, rows)
     runner = BlockRunner(lm, bound, config)
     fingerprint = _fingerprint(lm, bound.task, rows, config)

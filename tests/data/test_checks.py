@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 import gradmm
-from gradmm.data.checks import check_fits, check_labels
+from gradmm.data.checks import check_fits, match_labels
 from gradmm.data.rows import DataConfig, LabelledData
 from gradmm.data.sources import load_data
 from gradmm.data.task import BoundTask, Task
@@ -41,13 +41,21 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LabelledData]:
 
 @pytest.mark.parametrize("names", [("negative", "positive"), ("0", "1")])
 def test_the_task_s_classes_and_unnamed_ones_pass(names):
-    check_labels(TASK, data([("a", 0), ("b", 1)], names))
+    assert match_labels(TASK, data([("a", 0), ("b", 1)], names)) == TASK
+
+
+def test_the_task_takes_the_data_s_order():
+    task = match_labels(TASK, data([("a", 0), ("b", 1)], ("positive", "negative")))
+    assert task.label_names == ("positive", "negative")
+    assert task.verbalisers == (" great", " bad")
+    assert [task.instruction(label) for label in (0, 1)] == [TASK.instruction(label) for label in (1, 0)]
+    plain = TASK.model_copy(update={"instructions": ()})
+    assert match_labels(plain, data([("a", 0), ("b", 1)], ("positive", "negative"))).instructions == ()
 
 
 @pytest.mark.parametrize(
     "names",
     [
-        ("positive", "negative"),
         ("negative", "neutral", "positive"),
         ("0", "1", "2"),
         ("1", "0"),
@@ -56,7 +64,7 @@ def test_the_task_s_classes_and_unnamed_ones_pass(names):
 )
 def test_other_classes_are_refused(names):
     with pytest.raises(TaskError) as caught:
-        check_labels(TASK, data([("a", 0), ("b", 1)], names))
+        match_labels(TASK, data([("a", 0), ("b", 1)], names))
     assert str(caught.value) == (
         f"the task's classes are ['negative', 'positive'] but those of my data are {list(names)}; give a task "
         "over the data's classes (task.template, task.verbalisers), or set data.label_names and data.classes to "
@@ -126,7 +134,7 @@ def test_a_letter_that_normalizes_to_many_is_counted_as_many(demo_lm):
 def test_packaged_data_are_balanced_and_fit(splits, demo_task):
     for rows in splits.values():
         assert rows.label_names == ("negative", "positive") and rows.counts() == [120, 120]
-        check_labels(TASK, rows)
+        assert match_labels(TASK, rows) == TASK
         assert check_fits(demo_task, rows) == 0
         assert all(text == " ".join(text.split()) for text in all_texts(rows))
 

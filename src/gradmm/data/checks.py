@@ -9,23 +9,29 @@ from gradmm.errors import DataError, TaskError
 _BATCH = 1000
 
 
-def check_labels(task: Task, data: LabelledData) -> None:
-    """The data's classes are the task's, in the same order.
+def match_labels(task: Task, data: LabelledData) -> Task:
+    """The task with its classes in the data's order.
 
-    Data without names of their own (labels 0, 1, ...) take the task's.
+    Data without names of their own (labels 0, 1, ...) take the task's names and order.
 
     Raises:
-        TaskError: otherwise.
+        TaskError: if the classes are not the same.
     """
     unnamed = tuple(str(label) for label in range(data.num_classes))
-    if data.label_names == task.label_names or (
-        data.label_names == unnamed and data.num_classes == len(task.label_names)
-    ):
-        return
-    raise TaskError(
-        f"the task's classes are {list(task.label_names)} but those of {data.name} are {list(data.label_names)}; "
-        "give a task over the data's classes (task.template, task.verbalisers), or set data.label_names and "
-        "data.classes to the task's"
+    if data.label_names == unnamed and data.num_classes == len(task.label_names):
+        return task
+    if set(data.label_names) != set(task.label_names):
+        raise TaskError(
+            f"the task's classes are {list(task.label_names)} but those of {data.name} are "
+            f"{list(data.label_names)}; give a task over the data's classes (task.template, task.verbalisers), or "
+            "set data.label_names and data.classes to the task's"
+        )
+    order = [task.label_names.index(name) for name in data.label_names]
+    return Task(
+        label_names=data.label_names,
+        template=task.template,
+        verbalisers=tuple(task.verbalisers[c] for c in order),
+        instructions=tuple(task.instructions[c] for c in order) if task.instructions else (),
     )
 
 
