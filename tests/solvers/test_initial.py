@@ -45,6 +45,17 @@ def test_normal_lengths_have_the_mean_and_the_deviation_within_the_bounds():
 def test_fixed_lengths_are_the_longest():
     drawn = LengthConfig(distribution="fixed", max_tokens=13).draw(4, seeded())
     assert drawn.tolist() == [13] * 4
+    assert LengthConfig(distribution="fixed", max_tokens=3).draw(1, seeded()).tolist() == [3]
+
+
+def test_allowed_tokens_that_become_a_banned_one_are_written_again(tiny_lm, tiny_task):
+    lm = tiny_lm("gpt2")
+    task = tiny_task(lm)
+    allowed_V = torch.zeros(lm.vocab_size, dtype=torch.bool)
+    allowed_V[lm.tokenizer.convert_tokens_to_ids([*"baden"])] = True  # "ad", "nd" and "bad" are one token each
+    lengths = LengthConfig(distribution="fixed", max_tokens=2)
+    written = write(lm, task, [0] * 64, lengths, InitialConfig(temperature=5.0), allowed_V=allowed_V)
+    assert all(bool(allowed_V[row].all()) for row in written)
 
 
 def test_bounds_in_the_wrong_order_are_an_error():
@@ -101,8 +112,8 @@ def test_an_lm_that_ends_no_sentence_is_given_up_on(tiny_lm, tiny_task):
     with pytest.raises(GradmmError) as caught:
         write(lm, tiny_task(lm), [0, 1], LengthConfig(min_tokens=3, max_tokens=6), allowed_V=allowed_V)
     assert str(caught.value) == (
-        "the LM 'tiny gpt2' wrote no text of 3 to 6 tokens that ends a sentence in 20 tries; "
-        "use lengths.distribution=uniform or raise lengths.max_tokens"
+        "the LM 'tiny gpt2' did not write 2 of 2 texts of 3 to 6 tokens that end a sentence in 20 tries; "
+        "raise lengths.max_tokens, loosen bans, or use lengths.distribution=uniform"
     )
 
 

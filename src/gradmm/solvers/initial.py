@@ -41,7 +41,7 @@ class LengthConfig(BaseModel):
 
     @model_validator(mode="after")
     def _ordered(self) -> LengthConfig:
-        if self.min_tokens > self.max_tokens:
+        if self.distribution != "fixed" and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
         return self
 
@@ -113,13 +113,18 @@ def write_texts(
         steps = 2 + (lengths.max_tokens if natural else max(limits[i] for i in missing))
         drawn = sample(prompts, own, steps, allowed_V, generator, config.temperature, config.top_p)
         for i, ids in zip(missing, drawn.tolist(), strict=True):
-            texts[i] = _cut(task, task.decode(ids), limits[i], lengths)
+            kept = _cut(task, task.decode(ids), limits[i], lengths)
+            # Tokenised again, allowed tokens may have become one that is banned.
+            texts[i] = kept if bool(allowed_V[kept].all()) else []
         missing = [i for i in missing if not texts[i]]
         if not missing:
             return texts
+    wanted = (
+        f"{lengths.min_tokens} to {lengths.max_tokens} tokens that end a sentence" if natural else "their length"
+    )
     raise GradmmError(
-        f"the LM {prompts.lm.name!r} wrote no text of {lengths.min_tokens} to {lengths.max_tokens} tokens that "
-        f"ends a sentence in {_ROUNDS} tries; use lengths.distribution=uniform or raise lengths.max_tokens"
+        f"the LM {prompts.lm.name!r} did not write {len(missing)} of {len(labels)} texts of {wanted} in {_ROUNDS} "
+        "tries; raise lengths.max_tokens, loosen bans, or use lengths.distribution=uniform"
     )
 
 
