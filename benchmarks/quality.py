@@ -7,6 +7,7 @@ the head, log-perplexities in nats per token under the same model, averaged over
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from typing import Any
 
@@ -52,3 +53,4 @@ def table(console: Console, arguments: argparse.Namespace) -> None:
 def _add(out: Table, name: str, row: dict[str, Any], minutes: str) -> None:
     figures = (f"{row['distance']:.4f}", f"{row['log_perplexity']:.2f}", f"{row['distinct_2']:.2f}")
     out.add_row(name, *figures, str(row.get("retokenised_differently", "")), minutes)
+    print(name, *figures, minutes, file=sys.stderr, flush=True)  # a table is printed when all is done, hours later
