@@ -100,8 +100,8 @@ def test_the_table_has_a_row_for_every_set() -> None:
     cells = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
     assert cells == [
         ["synthetic texts", "2", "0.0123", "4.57", "99%"],
-        ["real rows, random", "3", "0.0123", "4.57", "99%"],
-        ["LM samples, unguided", "4", "0.5000", "4.57", "99%"],
+        ["real rows", "3", "0.0123", "4.57", "99%"],
+        ["LM samples", "4", "0.5000", "4.57", "99%"],
     ]
 
 

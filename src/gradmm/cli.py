@@ -101,7 +101,7 @@ def preview(
     template: Template = None,
     verbaliser: Verbaliser = None,
 ) -> None:
-    """Make a handful of texts in seconds, to see what they look like; nothing is kept."""
+    """Make a handful of texts in seconds, to see what they look like; without data, from the demo's."""
     quick = {
         "admm.n_outer": 4,
         "admm.n_inner": 5,
@@ -112,7 +112,8 @@ def preview(
         "texts_per_class": texts_per_class,
         "seed": seed,
     }
-    settings = _settings(_flags(model, data, task, template, verbaliser) | quick, config, set_)
+    packaged = _demo() if config is None and data is None else config
+    settings = _settings(_flags(model, data, task, template, verbaliser) | quick, packaged, set_)
     result = _run(settings, None, quiet=False)
     from rich.console import Console
 

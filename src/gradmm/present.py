@@ -17,7 +17,7 @@ from gradmm.doctor import Finding
 from gradmm.result import Result
 
 _MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "fail": ("FAIL", "bold red")}
-_ROWS = {"synthetic": "synthetic texts", "real": "real rows, random", "lm": "LM samples, unguided"}
+_ROWS = {"synthetic": "synthetic texts", "real": "real rows", "lm": "LM samples"}
 
 
 def printable(text: str) -> str:
@@ -41,8 +41,8 @@ def show_texts(console: Console, result: Result, per_class: int | None = None) -
 
 def show_measures(console: Console, metrics: dict[str, Any]) -> None:
     """Distance and readability of the synthetic texts beside the references."""
-    table = Table(title="How close, how readable (lower is better, both)", title_justify="left")
-    for column in ("set", "texts", "gradient distance", "log-perplexity", "distinct word pairs"):
+    table = Table(title="How close to the real gradients, how readable: lower is better", title_justify="left")
+    for column in ("set", "texts", "distance", "log-perplexity", "distinct pairs"):
         table.add_column(column, justify="left" if column == "set" else "right")
     for name, row in {"synthetic": metrics["synthetic"], **metrics["references"]}.items():
         figures = (f"{row['distance']:.4f}", f"{row['log_perplexity']:.2f}", f"{row['distinct_2']:.0%}")
