@@ -245,7 +245,6 @@ def _device(name: str) -> torch.device:
 
 def _body_of(model: Any, name: str) -> Any:
     body = getattr(model, model.base_model_prefix, None)
-    # OPT and friends wrap a decoder whose output is the one that enters the head.
     if body is None or body is model:
         raise ModelError(f"{name!r} ({type(model).__name__}) has no body apart from its head; use a causal LM")
     return body

@@ -146,13 +146,16 @@ class _Run:
 
 
 def _settings(lm: LanguageModel, task: Task, rows: LabelledData, config: GenerateConfig) -> dict[str, Any]:
-    """What `config.yaml` holds: settings that `gradmm generate --config` reads back."""
+    """What `config.yaml` holds: settings that `gradmm generate --config` reads back.
+
+    A `RunConfig` holds all of them; otherwise model and data stand there by the names they were given.
+    """
     words = {
         key: dict(zip(task.label_names, given, strict=True)) if given else None
         for key, given in (("verbalisers", task.verbalisers), ("instructions", task.instructions))
     }
     names = {
-        "model": {"model_name_or_path": lm.name},
+        "model": {"model_name_or_path": lm.name, "dtype": str(lm.dtype).removeprefix("torch.")},
         "data": {"dataset": rows.name},
         "task": {"template": task.template, **words},
     }

@@ -1,7 +1,9 @@
 """Proj: from vectors to the readable text nearest to them (section 4.2 of the paper).
 
-Decodes left to right. At each position, either
+Decodes left to right. At each position, the token v that is chosen is
 
+    proximal                the one with the largest log p(v) - nearness/2 |x - e_v|^2: the proximal step of the
+                            LM's negative log-likelihood, taken greedily (the default),
     nearest_then_probable   of the k tokens nearest to the vector, the one most probable for the LM
                             after the class's prompt and the tokens so far (the official code), or
     probable_then_nearest   of the k tokens most probable for the LM, the one nearest to the vector (the paper).
