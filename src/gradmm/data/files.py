@@ -5,64 +5,100 @@ Lines of a file are numbered from 1, as editors do.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import reprlib
-import zlib
+import textwrap
 from glob import escape
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import datasets
 import pyarrow as pa
-from datasets import Features, Value
+from datasets import Dataset, Features, Value
 from datasets.exceptions import DatasetsError
 
-from gradmm.data.columns import NO_ROWS, Found, quiet, take
+from gradmm.data.columnar import COLUMNAR
+from gradmm.data.columns import NO_ROWS, Found, choose_columns, quiet, take
+from gradmm.data.compression import COMPRESSIONS, decompressed, inner_suffix
+from gradmm.data.jsonarrays import as_lines
+from gradmm.data.mapped import detached, scratch
 from gradmm.data.rows import DataConfig
+from gradmm.data.signatures import check_content
 from gradmm.errors import DataError, listed
 
-_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_GZIP_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
-UNREADABLE = (OSError, ValueError, StopIteration, pa.ArrowException, DatasetsError, *_GZIP_DAMAGE)
+_FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+UNREADABLE = (OSError, ValueError, StopIteration, NotImplementedError, pa.ArrowException, DatasetsError)
 _NO_DATA = re.compile("corresponds to no data|No columns to parse from file|StopIteration")
 
 
 def from_file(path: Path, config: DataConfig, name: str, label_names: tuple[str, ...] | None) -> Found:
-    """Read a file; `DataError` says what is wrong with it and in which line."""
+    """Read a file; `DataError` says what is wrong with it and in which line.
+
+    Nothing of it is left on the disk: it is converted in a folder that is deleted before this returns.
+    """
     kind = format_of(path)
     if kind is None:
-        known = f"{listed(_FORMATS)}; all but Parquet also with .gz"
+        known = f"{listed(_FORMATS)}; each also with {' or '.join(COMPRESSIONS)}"
         raise DataError(f"{name}: unknown extension {''.join(path.suffixes)!r}; known: {known}")
-    try:
-        with quiet(datasets.logging.CRITICAL):  # it also logs every error that it raises
-            options = _csv_options(path) if kind == "csv" else {}
-            rows = datasets.load_dataset(kind, data_files=escape(str(path.absolute())), split="train", **options)
-    except UNREADABLE as error:
-        raise DataError(f"{name}{_why_unreadable(path, kind, error)}") from error
+    with scratch() as folder:
+        try:
+            plain = decompressed(path, folder, name)
+            check_content(plain, kind, name)
+            is_empty = plain.stat().st_size == 0
+        except OSError as error:
+            raise DataError(f"{name}{_system_fault(error, folder)}") from error
+        if is_empty:
+            raise DataError(f"{name} has no rows; {NO_ROWS}")
+        rows = _convert(plain, kind, folder, config, name)
     return take(rows, config, name)._replace(label_names=label_names)
+
+
+def _convert(plain: Path, kind: str, folder: Path, config: DataConfig, name: str) -> Dataset:
+    """Convert a plain file to memory-mapped Arrow, in `folder`."""
+    try:
+        if kind in COLUMNAR:
+            return COLUMNAR[kind](plain, config, name)
+        with quiet(datasets.logging.CRITICAL):  # it also logs every error that it raises
+            options = _csv_options(plain, config, name) if kind == "csv" else {}
+            files = escape(str((as_lines(plain, folder) if kind == "json" else plain).absolute()))
+            rows = datasets.load_dataset(
+                kind, data_files=files, split="train", cache_dir=str(folder), keep_in_memory=False, **options
+            )
+            return detached(rows)
+    except DataError:
+        raise
+    except UNREADABLE as error:
+        raise DataError(f"{name}{_why_unreadable(plain, kind, error, folder)}") from error
 
 
 def format_of(path: Path) -> str | None:
     """Name the loader of a path by its extension; None if there is none."""
-    kind = _FORMATS.get(_extension(path))
-    # Parquet is compressed already, and its reader seeks.
-    return None if kind == "parquet" and path.suffix == ".gz" else kind
+    return _FORMATS.get(inner_suffix(path))
 
 
-def _extension(path: Path) -> str:
-    return (Path(path.stem) if path.suffix == ".gz" else path).suffix.lower()
-
-
-def _csv_options(path: Path) -> dict[str, Any]:
+def _csv_options(path: Path, config: DataConfig, name: str) -> dict[str, Any]:
     """Read every cell as it stands: the reader's own guesses make a null of "NA" and a number of "007"."""
     import pandas as pd
 
-    separator = "\t" if _extension(path) == ".tsv" else ","
+    separator = "\t" if inner_suffix(path) == ".tsv" else ","
     # Two rows, no header: a first row longer than the header is an error here; the reader would shift it.
     head = pd.read_csv(path, sep=separator, header=None, nrows=2, dtype=str, keep_default_na=False)
     columns = [str(column) for column in head.iloc[0]]
+    other = next((sign for sign in ",\t;|" if len(columns) == 1 and sign in columns[0]), None)
+    if other:
+        remedy = {",": "let its name end in .csv", "\t": "let its name end in .tsv"}.get(
+            other, "save it with commas"
+        )
+        raise DataError(f"{name}, line 1 has no {separator!r} between columns but {other!r}; {remedy}")
+    choose_columns(columns, config, name)
     cells = {"sep": separator, "names": columns, "header": 0, "index_col": False, "keep_default_na": False}
     return {**cells, "features": Features({column: Value("string") for column in columns})}
 
@@ -90,22 +126,23 @@ def _root(error: BaseException) -> BaseException:
 
 
 def said(error: BaseException) -> str:
-    """Give the message of the first cause, on one line."""
+    """Give the message of the first cause, on one line and not too long: it may quote a row."""
     error = _root(error)
-    return " ".join(f"{error}".split()) or type(error).__name__
+    return textwrap.shorten(f"{error}", 200, placeholder="...") or type(error).__name__
 
 
-def _why_unreadable(path: Path, kind: str, error: BaseException) -> str:
+def _system_fault(error: OSError, folder: Path) -> str:
+    return f" cannot be read ({error}); see to its permissions and to the space in {folder.parent} (TMPDIR)"
+
+
+def _why_unreadable(path: Path, kind: str, error: BaseException, folder: Path) -> str:
     """Say what is wrong and in which line; the readers count lines within blocks, so read the file again."""
     found, root = "", _root(error)
-    if isinstance(root, OSError) and not isinstance(root, gzip.BadGzipFile):
-        return f" cannot be read ({root}); see to its permissions and to the space on the disk"
-    if kind != "parquet":
-        try:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-                found = _first_bad_line(cast("BinaryIO", stream), kind == "json")
-        except _GZIP_DAMAGE as damage:
-            return f": damaged gzip file ({damage}); copy or compress it again"
+    if isinstance(root, OSError) and root.errno is not None:
+        return _system_fault(root, folder)
+    if kind in ("csv", "json"):
+        with path.open("rb") as stream:
+            found = _first_bad_line(stream, kind == "json")
     if not found and _NO_DATA.search(said(error)):
         return f" has no rows; {NO_ROWS}"
     return found or f" cannot be read ({said(error)}); mend the file"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import os
 import reprlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,10 @@ import datasets
 from datasets import Dataset, DatasetDict
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-from gradmm.data.columns import Found, split_name, take, two_columns
+from gradmm.data.columns import NO_ROWS, Columns, Found, choose_columns, split_name, take, two_columns
 from gradmm.data.files import UNREADABLE, format_of, from_file, names_beside, said
+from gradmm.data.frames import from_columns, from_frame
+from gradmm.data.paths import kind_of, missing, names_in
 from gradmm.data.rows import DataConfig, LabelledData
 from gradmm.errors import ConfigError, DataError, listed, nearest
 
@@ -27,38 +28,39 @@ def find(source: object, config: DataConfig) -> Found:
     if source is None or (isinstance(source, str) and not source.strip()):
         raise ConfigError("no data set is named; set dataset to a Hub id, a path or 'demo'")
     if isinstance(source, LabelledData):
-        return Found(source.rows, source.name)
+        return Found(source.rows, source.name, Columns(source.text_column, source.label_column))
     if isinstance(source, str | Path):
         return _find_by_name(source, config)
     name = f"the {type(source).__name__} in memory"
     if isinstance(source, DatasetDict):
-        return take(dict(source), config, name)
+        return take({split: rows.with_format(None) for split, rows in source.items()}, config, name)
     if isinstance(source, Dataset):
         return take(source.with_format(None), config, name)
     pandas_module = sys.modules.get("pandas")
     if pandas_module is not None and isinstance(source, pandas_module.DataFrame):
-        frame = source.astype(object).where(source.notna(), None)
-        columns = {str(column): frame[column].tolist() for column in frame}
-    elif isinstance(source, Sequence) and not isinstance(source, bytes):
-        columns = _columns_of(source, config, name)
-    else:
-        raise DataError(f"{name} holds no rows; give a Dataset, a DataFrame, a list of rows, a path or a Hub id")
-    wanted = (config.text_column, config.label_column)
-    nothing = [None] * max(map(len, columns.values()), default=0)
-    kept = {column: values if column in wanted else nothing for column, values in columns.items()}
-    return take(Dataset.from_dict(kept, on_mixed_types="use_json"), config, name)
+        return take(from_frame(source, config, name), config, name)
+    if isinstance(source, Sequence) and not isinstance(source, bytes):
+        return _from_rows(source, config, name)
+    raise DataError(f"{name} holds no rows; give a Dataset, a DataFrame, a list of rows, a path or a Hub id")
 
 
-def _columns_of(rows: Sequence[Any], config: DataConfig, name: str) -> dict[str, list[object]]:
-    """Turn rows into columns; a key that a later row lacks is null, as in JSON lines."""
-    pairs = not rows or isinstance(rows[0], tuple)
+def _from_rows(rows: Sequence[Any], config: DataConfig, name: str) -> Found:
+    """Turn rows into two columns; a key that a later row lacks is null, as in JSON lines."""
+    if not rows:
+        raise DataError(f"{name} has no rows; {NO_ROWS}")
+    pairs = isinstance(rows[0], tuple)
     for number, row in enumerate(rows):
         if not (isinstance(row, tuple) and len(row) == 2 if pairs else isinstance(row, Mapping)):
             wanted = "(text, label) pairs only" if pairs else "mappings only, or (text, label) pairs only"
             raise DataError(f"{name}, row {number} is {reprlib.repr(row)}; give {wanted}")
     if pairs:
-        return {config.text_column: [row[0] for row in rows], config.label_column: [row[1] for row in rows]}
-    return {str(key): [row.get(key) for row in rows] for key in rows[0]}
+        columns = Columns(config.text_column or "text", config.label_column or "label")
+        values = [[row[0] for row in rows], [row[1] for row in rows]]
+    else:
+        keys = {str(key): key for key in rows[0]}
+        columns = choose_columns(list(keys), config, name)
+        values = [[row.get(keys[column]) for row in rows] for column in columns]
+    return take(from_columns(dict(zip(columns, values, strict=True))), config, name)
 
 
 def _find_by_name(source: str | Path, config: DataConfig) -> Found:
@@ -70,14 +72,13 @@ def _find_by_name(source: str | Path, config: DataConfig) -> Found:
         with importlib.resources.as_file(resource) as file:
             return from_file(file, config, "demo", ("negative", "positive"))
     path, name = Path(source).expanduser(), str(source)
-    if os.path.isdir(path):  # unlike Path.is_dir, False for a name too long to be a path
+    kind = kind_of(path, name)
+    if kind == "folder":
         return _from_folder(path, config, name)
-    if os.path.exists(path):
+    if kind == "file":
         return from_file(path, config, name, config.label_names or names_beside(path))
     if isinstance(source, Path) or name[0] in "./~" or format_of(path):
-        missing = next(part for part in (path, *path.parents) if part.parent.is_dir())
-        hint = nearest(missing.name, [sibling.name for sibling in missing.parent.iterdir()])
-        raise DataError(f"{name}: no {missing.name!r} in {missing.parent.absolute()}{hint}")
+        raise missing(path, name)
     return _from_hub(name, config)
 
 
@@ -92,14 +93,15 @@ def _from_hub(hub_id: str, config: DataConfig) -> Found:
             f"cannot load {hub_id!r} from the Hugging Face Hub ({said(error)}), and no file or folder here"
             " has that name; check the id, name and split, the network and HF_HUB_OFFLINE, or give a path"
         ) from error
-    return Found(two_columns(rows, config, hub_id), hub_id)
+    return two_columns(rows, config, hub_id)
 
 
 def _from_folder(path: Path, config: DataConfig, name: str) -> Found:
+    names_in(path, name)
     try:
         found = datasets.load_from_disk(str(path), keep_in_memory=False)
-    except UNREADABLE as error:
-        files = [file.name for file in path.iterdir() if format_of(file) and file.name not in _NOT_ROWS]
+    except (*UNREADABLE, KeyError, TypeError) as error:  # the last two: of a state.json that lacks a key
+        files = [file for file in names_in(path, name) if format_of(Path(file)) and file not in _NOT_ROWS]
         remedy = f"name a file in it: {listed(files)}" if files else "give a file, or save the data set again"
         raise DataError(f"{name} is not a whole folder of save_to_disk ({said(error)}); {remedy}") from error
     return take(dict(found) if isinstance(found, DatasetDict) else found, config, name)

@@ -1,15 +1,15 @@
 """The shape that all labelled data take, and the settings that choose them.
 
-`LabelledData` keeps its texts in Arrow (memory-mapped wherever the source is a file); only the labels, 8 bytes
-a row, are held in memory.
+`LabelledData` keeps its texts in Arrow (memory-mapped wherever the source is a file); only labels and the
+numbers of rows, some 8 bytes a row each, are held in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias, cast
 
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gradmm.errors import ConfigError, DataError
 
@@ -31,35 +31,49 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     dataset: str | None = None
-    """A Hub id; a path to a CSV, TSV, JSON, JSON lines (each may be .gz) or Parquet file, or to a folder
-    written by `Dataset.save_to_disk`; or "demo" for the data that ship with the program."""
+    """A Hub id; a path to a CSV, TSV, JSON, JSON lines, Parquet or Arrow file (each may be .gz or .zst), or to
+    a folder written by `save_to_disk`; or "demo" for the data that ship with the program."""
     name: str | None = None
     """The configuration of a Hub data set that has several."""
     split: str = "train"
     """The split, or a slice of it such as "train[:10%]". A source without splits (a file, a DataFrame, a
     list) is itself the split, by whatever name; a slice of it works."""
-    text_column: str = "text"
-    """The column that holds the texts."""
-    label_column: str = "label"
-    """The column that holds the labels: names, or whole numbers that count the label names from 0."""
+    text_column: str | None = None
+    """The column that holds the texts. By default the one with a usual name, in any letter case: text, else
+    sentence, content, review, document, question, body, comment, message, tweet, utterance or query, else
+    headline or title; it is to be named where two of these are equally likely."""
+    label_column: str | None = None
+    """The column that holds the labels: names, truth values, or whole numbers that count the label names from
+    0. By default the one with a usual name, in any letter case: label, else labels, else category, class,
+    target, sentiment, intent, topic or emotion, else coarse_label, else label_text or label_name."""
     label_names: tuple[str, ...] | None = None
-    """The names of all classes, in order. By default the `ClassLabel`'s, else those in the `labels.json`
-    beside a file, else the distinct labels, sorted."""
+    """The names of all classes, in order: 2 to 1,000. By default the `ClassLabel`'s, else those in the
+    `labels.json` beside a file, else the distinct labels, sorted; truth values are named false and true."""
     classes: tuple[str, ...] | None = None
-    """Keep only the rows of these classes, relabelled 0, 1, ... in this order."""
+    """Keep only the rows of these classes, two at least, relabelled 0, 1, ... in this order."""
     max_rows_per_class: int | None = Field(default=None, ge=1)
     """Keep at most this many rows of every class, drawn with `seed`; None keeps all."""
     seed: int = Field(default=0, ge=0)
     """The seed of that draw."""
 
+    @field_validator("label_names", "classes", mode="before")
+    @classmethod
+    def _spell(cls, names: object) -> object:
+        """Spell numbers and truth values, which YAML makes of bare words, as the classes are named."""
+        if not isinstance(names, list | tuple):
+            return names
+        return tuple(str(name).lower() if isinstance(name, int) else name for name in names)
+
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if self.text_column == self.label_column:
+        if self.text_column is not None and self.text_column == self.label_column:
             raise ValueError(f"text_column and label_column are both {self.text_column!r}; name two columns")
         for field in ("label_names", "classes"):
-            names = getattr(self, field) or ()
+            names: tuple[str, ...] = getattr(self, field) or ()
             if len(set(names)) < len(names) or not all(name.strip() for name in names):
                 raise ValueError(f"{field} {names} holds a name twice or a blank one; name every class once")
+            if len(names) == 1:
+                raise ValueError(f"{field} names only the class {names[0]!r}; name at least two")
         return self
 
 
@@ -71,6 +85,10 @@ class LabelledData:
     """Columns `text` (string) and `label` (`ClassLabel`)."""
     name: str
     """What the user called the source."""
+    text_column: str = "text"
+    """The column of the source that the texts are from."""
+    label_column: str = "label"
+    """The column of the source that the labels are from."""
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -121,36 +139,44 @@ class LabelledData:
         starts = range(0, len(of_class), batch_size)
         return (texts[of_class[s : s + batch_size].tolist()]["text"].to_pylist() for s in starts)
 
-    def sample(self, n_per_class: int, seed: int) -> LabelledData:
+    def sample(self, n_per_class: int | Sequence[int], seed: int) -> LabelledData:
         """Draw rows of every class without replacement; they keep their order.
 
         Args:
-            n_per_class: Rows to draw from every class.
+            n_per_class: Rows to draw from every class, or from each (C).
             seed: Same seed, same rows; a larger draw with it contains the smaller one.
 
         Returns:
-            C * n_per_class rows.
+            As many rows as that is in all.
 
         Raises:
-            ConfigError: `n_per_class` is below 1.
+            ConfigError: A number is below 1.
             DataError: A class has fewer rows than that.
         """
-        if n_per_class < 1:
-            raise ConfigError(f"n_per_class is {n_per_class}; give at least 1")
-        for name, count in zip(self.label_names, self.counts(), strict=True):
-            if count < n_per_class:
-                raise DataError(
-                    f"{self.name}: class {name!r} has {count} rows of {n_per_class} asked for; ask for fewer"
-                )
-        return LabelledData(self.rows.select(draw(self._labels, self.num_classes, n_per_class, seed)), self.name)
+        wanted = [n_per_class] * self.num_classes if isinstance(n_per_class, int) else list(n_per_class)
+        for name, count, n in zip(self.label_names, self.counts(), wanted, strict=True):
+            if n < 1:
+                raise ConfigError(f"n_per_class is {n}; give at least 1")
+            if count < n:
+                raise DataError(f"{self.name}: class {name!r} has {count} rows of {n} asked for; ask for fewer")
+        return replace(self, rows=self.rows.select(draw(self._labels, wanted, seed)))
 
     def fingerprint(self) -> str:
-        """Hash label names and rows, in order: SHA-256 in hex, whatever format they were read from."""
-        digest = hashlib.sha256(json.dumps(["gradmm-data-1", self.label_names]).encode())
-        for batch in self.rows.with_format("arrow").iter(batch_size=BATCH):
-            for row in zip(batch["label"].to_pylist(), batch["text"].to_pylist(), strict=True):
-                digest.update(json.dumps(row).encode())
-        return digest.hexdigest()
+        """Hash label names and rows, in order: SHA-256 in hex, whatever format they were read from.
+
+        Labels, the texts' lengths in bytes and the texts' bytes, as UTF-8, are hashed apart, each end to end.
+        """
+        labels, lengths, texts = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+        labels.update(self._labels.astype("<i8").data)
+        for batch in self.rows.select_columns("text").with_format("arrow").iter(batch_size=BATCH):
+            for chunk in batch["text"].chunks:
+                _, bounds, content = chunk.buffers()
+                ends = np.frombuffer(bounds, "<i4")[chunk.offset : chunk.offset + len(chunk) + 1]
+                lengths.update(np.diff(ends).astype("<i8").data)
+                if content is not None:
+                    texts.update(memoryview(content)[ends[0] : ends[-1]])
+        parts = [part.hexdigest() for part in (labels, lengths, texts)]
+        return hashlib.sha256(json.dumps(["gradmm-data-2", self.label_names, *parts]).encode()).hexdigest()
 
 
 def column_of(rows: Dataset, name: str) -> pa.ChunkedArray:
@@ -158,9 +184,9 @@ def column_of(rows: Dataset, name: str) -> pa.ChunkedArray:
     return rows.select_columns(name).with_format("arrow")[:][name]
 
 
-def draw(labels: Indices, num_classes: int, n: int, seed: int) -> Indices:
-    """Up to n rows of every class, shuffled by class so that a larger n only adds rows."""
+def draw(labels: Indices, wanted: Sequence[int], seed: int) -> Indices:
+    """Up to `wanted[c]` rows of every class c, shuffled by class so that a larger draw only adds rows."""
     shuffles = [
-        np.random.default_rng((seed, c)).permutation(np.flatnonzero(labels == c)) for c in range(num_classes)
+        np.random.default_rng((seed, c)).permutation(np.flatnonzero(labels == c))[:n] for c, n in enumerate(wanted)
     ]
-    return np.sort(np.concatenate([shuffle[:n] for shuffle in shuffles]))
+    return np.sort(np.concatenate(shuffles))

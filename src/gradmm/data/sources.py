@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict
 
-from gradmm.data.columns import quiet
+from gradmm.data.columns import Found, quiet
+from gradmm.data.conflicts import find_conflicts
 from gradmm.data.finding import find
-from gradmm.data.rows import DataConfig, LabelledData, draw
-from gradmm.data.vetting import check_counts, check_texts, classes_of
+from gradmm.data.labels import classes_of
+from gradmm.data.mapped import filtered, in_order, plain_texts
+from gradmm.data.rows import DataConfig, Indices, LabelledData, draw
+from gradmm.data.vetting import check_counts, check_texts
 
 if TYPE_CHECKING:
     import pandas
 
 __all__ = ["DataConfig", "DataSource", "LabelledData", "load_data"]
 
+log = logging.getLogger("gradmm")
 _DEFAULTS = DataConfig()
 DataSource: TypeAlias = (
     "str | Path | Dataset | DatasetDict | pandas.DataFrame | Sequence[Mapping[str, object]]"
@@ -28,6 +33,8 @@ DataSource: TypeAlias = (
 
 def load_data(source: DataSource | None, config: DataConfig = _DEFAULTS) -> LabelledData:
     """Load labelled text and check every row.
+
+    Says, through `logging`, which columns it took if they were not named, and warns of texts with two labels.
 
     Args:
         source: A Hub id, a path, "demo" or an object; a string is a path if it exists or looks like one. None
@@ -43,15 +50,38 @@ def load_data(source: DataSource | None, config: DataConfig = _DEFAULTS) -> Labe
     """
     with quiet():
         found = find(source if source is not None else config.dataset, config)
+        found = found._replace(rows=in_order(found.rows))
         names, labels = classes_of(found, config)
         kept = np.flatnonzero(labels >= 0)
-        checked = found.rows if len(kept) == len(labels) else found.rows.select(kept)
-        check_texts(checked, kept, found.name, config.text_column)
+        rows = filtered(found.rows, kept)
+        check_texts(rows, kept, found.name, found.columns.text)
         check_counts(names, np.bincount(labels[kept], minlength=len(names)), found.name)
         if config.max_rows_per_class is not None:
-            kept = draw(labels, len(names), config.max_rows_per_class, config.seed)
-        texts = found.rows.select_columns("text")
-        if texts.features["text"] != Value("string"):  # large strings; casting copies, so not without need
-            texts = texts.cast_column("text", Value("string"))
-        rows = texts.add_column("label", labels, feature=ClassLabel(names=list(names)))
-        return LabelledData(rows if len(kept) == len(rows) else rows.select(kept), found.name)
+            kept = draw(labels, [config.max_rows_per_class] * len(names), config.seed)
+            rows = filtered(found.rows, kept)
+        texts = plain_texts(rows)
+        rows = texts.add_column("label", labels[kept], feature=ClassLabel(names=list(names)))
+        if not isinstance(source, LabelledData):
+            _say_what_was_found(found, config)
+            _warn_of_conflicts(texts, labels[kept], kept, found)
+        return LabelledData(rows, found.name, *found.columns)
+
+
+def _say_what_was_found(found: Found, config: DataConfig) -> None:
+    """Say which columns were found, unless they have the names that everyone expects."""
+    text, label = found.columns
+    if (config.text_column is None and text != "text") or (config.label_column is None and label != "label"):
+        log.info("%s: texts from column %r, labels from column %r", found.name, text, label)
+
+
+def _warn_of_conflicts(texts: Dataset, labels: Indices, numbers: Indices, found: Found) -> None:
+    """Warn of texts under two labels; `numbers` (N) are the rows' numbers in the source."""
+    conflicts = find_conflicts(texts, labels)
+    if conflicts is not None:
+        log.warning(
+            "%s: %d of the texts stand under more than one label, such as that of rows %d and %d (counted from"
+            " 0); see whether their labels are right",
+            found.name,
+            conflicts.count,
+            *(numbers[[conflicts.earlier, conflicts.later]]),
+        )
