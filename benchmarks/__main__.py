@@ -1,4 +1,4 @@
-"""`make bench`, or `python -m benchmarks [speed] [quality] [anatomy] [--data FILE --task NAME]`."""
+"""`make bench`, or `python -m benchmarks [TABLE ...] [--data FILE --task NAME] [--tokenizers DIR]`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 
 from rich.console import Console
 
-from benchmarks import anatomy, quality, speed
+from benchmarks import anatomy, architectures, quality, speed
 
-TABLES = ["speed", "quality", "anatomy"]
+TABLES = ["speed", "quality", "anatomy", "architectures"]
 
 
 def main() -> None:
@@ -20,6 +20,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400, help="real rows per class")
     parser.add_argument("--texts", type=int, default=50, help="synthetic texts per class")
     parser.add_argument("--methods", nargs="*", default=None, help="methods of the quality table; all by default")
+    parser.add_argument("--tokenizers", help="folder of tokenizers for architectures; by default the packaged one")
+    parser.add_argument("--kinds", nargs="*", default=None, help="architectures; all by default")
     arguments = parser.parse_args()
     console = Console(width=140)
     if "speed" in arguments.tables:
@@ -28,6 +30,8 @@ def main() -> None:
         quality.table(console, arguments)
     if "anatomy" in arguments.tables:
         anatomy.table(console, arguments)
+    if "architectures" in arguments.tables:
+        architectures.table(console, arguments)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import torch
 import transformers
 
 from gradmm.decoding import PromptCache, decode, draw, log_perplexity, sample
+from gradmm.errors import ConfigError
+from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from solver_oracles import decode_slowly, draw_slowly, log_perplexity_slowly
 
@@ -55,9 +57,11 @@ def check(lm, labels, steps, stride=0):
     assert len(seen) == len(labels) * steps
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "mamba", "falcon_h1", "openai-gpt", "bamba"])
 @pytest.mark.parametrize("stride", [0, 7])
-def test_cached_decoding_is_uncached_decoding(each_tiny_lm, stride):
-    check(each_tiny_lm, [2, 1, 0, 3, 0], 5, stride)
+def test_cached_decoding_is_uncached_decoding(tiny_lm, kind, stride):
+    """`test_architectures.py` samples and projects with every kind."""
+    check(tiny_lm(kind), [2, 1, 0, 3, 0], 5, stride)
 
 
 def test_cached_decoding_is_uncached_decoding_of_the_demo_model(demo_lm):
@@ -95,7 +99,8 @@ def test_decoding_leaves_the_prompts_as_they_are(tiny_lm, sliding_lm):
         assert torch.equal(decode(cache, torch.tensor(LABELS), 6, greedy), first)
 
 
-def test_prompts_go_through_the_model_once_and_then_one_token_per_step(tiny_lm):
+def test_prompts_go_through_the_model_once_and_then_one_token_per_step(tiny_lm, monkeypatch):
+    monkeypatch.setattr("gradmm.decoding.find_cache", lambda body, ids_NS: ("past_key_values", ""))
     lm, calls = tiny_lm("qwen3"), []
     handle = lm.body.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -109,6 +114,42 @@ def test_prompts_go_through_the_model_once_and_then_one_token_per_step(tiny_lm):
         assert sorted(calls) == sorted([(5, 1), (2, 1), (1, 1)] * 3)
     finally:
         handle.remove()
+
+
+def test_many_prompts_are_read_some_at_a_time(tiny_lm):
+    """A thousand classes must not become one batch."""
+    lm, sizes = tiny_lm("gpt2"), []
+    prompts = [[40, 7, 9 + n % 100] for n in range(130)] + [[5, 6], [6, 7]]
+    handle = lm.body.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    try:
+        cache = PromptCache(lm, prompts)
+    finally:
+        handle.remove()
+    assert max(sizes) == 64
+    labels = torch.tensor([131, 0, 64, 129, 5, 130, 65])
+    written = decode(cache, labels, 3, greedy)
+    for label, own in zip(labels.tolist(), written, strict=True):
+        assert torch.equal(decode(PromptCache(lm, [prompts[label]]), torch.tensor([0]), 3, greedy)[0], own)
+
+
+def test_texts_that_do_not_fit_the_context_are_refused_before_any_is_decoded(tiny_lm):
+    cache = PromptCache(tiny_lm("gpt2"), PROMPTS)
+    assert decode(cache, torch.tensor([1]), 122, greedy).shape == (1, 122)  # the last token is never read
+    with pytest.raises(ConfigError) as caught:
+        decode(cache, torch.tensor([0]), 123, greedy)
+    assert str(caught.value) == (
+        "123 tokens after an instruction of 7 exceed the context of 128 of 'tiny gpt2' (GPT2LMHeadModel); lower "
+        "lengths.max_tokens or shorten the instructions"
+    )
+
+
+def test_a_prompt_may_fill_the_context(tiny_lm):
+    lm = tiny_lm("gpt2")
+    assert decode(PromptCache(lm, [[5] * 128]), torch.tensor([0]), 1, greedy).shape == (1, 1)
+    with pytest.raises(ConfigError, match="1 tokens after an instruction of 129 exceed the context of 128"):
+        PromptCache(lm, [[5], [5] * 129])
 
 
 def test_sampling_is_the_inverse_cdf_of_each_texts_own_numbers(tiny_lm):
@@ -190,7 +231,7 @@ def test_log_perplexity_is_the_models_own_cross_entropy(each_tiny_lm):
     texts = [[30, 31, 32], [9], [50, 51, 52, 53, 54, 55, 56], [40, 41], [20, 21, 22]]
     bos = each_tiny_lm.tokenizer.bos_token_id
     expected = [log_perplexity_slowly(each_tiny_lm, ids, bos) for ids in texts]
-    assert log_perplexity(each_tiny_lm, texts, batch_size=2) == pytest.approx(expected, rel=1e-5)
+    assert log_perplexity(each_tiny_lm, texts, limit=BatchLimit(2)) == pytest.approx(expected, rel=1e-5)
     with_bos = [[bos, *ids] for ids in texts]
     assert log_perplexity(each_tiny_lm, with_bos) == pytest.approx(expected, rel=1e-5)
 
@@ -200,7 +241,7 @@ def test_log_perplexity_without_a_bos_token_leaves_the_first_token_out(tiny_lm):
     texts = [[30, 31, 32], [9], [50, 51, 52, 53, 54, 55, 56]]
     expected = [log_perplexity_slowly(lm, ids, None) if len(ids) > 1 else float("nan") for ids in texts]
     assert log_perplexity(lm, texts) == pytest.approx(expected, rel=1e-5, nan_ok=True)
-    assert log_perplexity(lm, texts, batch_size=1) == pytest.approx(expected, rel=1e-5, nan_ok=True)
+    assert log_perplexity(lm, texts, limit=BatchLimit(1)) == pytest.approx(expected, rel=1e-5, nan_ok=True)
 
 
 def test_log_perplexity_does_not_depend_on_batching_or_order(demo_lm, demo_task):
@@ -208,6 +249,8 @@ def test_log_perplexity_does_not_depend_on_batching_or_order(demo_lm, demo_task)
     ids = [demo_task.text_ids(text) for text in texts]
     expected = [log_perplexity_slowly(demo_lm, row, demo_lm.tokenizer.bos_token_id) for row in ids]
     for batch_size in (1, 2, 32):
-        assert log_perplexity(demo_lm, ids, batch_size) == pytest.approx(expected, rel=1e-5)
-        assert log_perplexity(demo_lm, ids[::-1], batch_size) == pytest.approx(expected[::-1], rel=1e-5)
+        assert log_perplexity(demo_lm, ids, BatchLimit(batch_size)) == pytest.approx(expected, rel=1e-5)
+        assert log_perplexity(demo_lm, ids[::-1], BatchLimit(batch_size)) == pytest.approx(
+            expected[::-1], rel=1e-5
+        )
     assert log_perplexity(demo_lm, []) == []

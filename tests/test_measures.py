@@ -14,6 +14,7 @@ from gradmm.decoding import log_perplexity
 from gradmm.gradients.distances import DistanceConfig
 from gradmm.gradients.target import ReleasedTarget, compute_target
 from gradmm.measures import SetMeasures, distinct_2, measure
+from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 
 REAL = [
@@ -78,7 +79,7 @@ def test_the_distance_is_one_minus_the_cosine_of_the_gradients(
 ) -> None:
     lm = tiny_lm(kind)
     task = tiny_task(lm, verbalisers=(" bad", " great fun"))  # one label token, and several
-    own, _ = measure(lm, task, target_of(lm, task, REAL), JOINT, OTHER, batch_size=1)
+    own, _ = measure(lm, task, target_of(lm, task, REAL), JOINT, OTHER, limit=BatchLimit(1))
     expected = []
     for label in range(2):
         mine, theirs = (slow_gradient(lm, task, texts[label], label) for texts in (OTHER, REAL))
@@ -96,7 +97,7 @@ def test_real_rows_are_at_no_distance_from_their_own_target(
     lm = tiny_lm(kind)
     task, config = tiny_task(lm), DistanceConfig.model_validate({"name": name})
     target = target_of(lm, task, REAL)
-    own, _ = measure(lm, task, target, config, REAL, batch_size=2)
+    own, _ = measure(lm, task, target, config, REAL, limit=BatchLimit(2))
     assert own.class_distances == pytest.approx((0, 0), abs=1e-4)
     far, _ = measure(lm, task, target, config, OTHER)
     assert min(far.class_distances) > 1e-2  # so nought is not what everything gets

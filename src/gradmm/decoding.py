@@ -1,22 +1,26 @@
 """Decoding token by token after class prompts: what projection, sampling and readability share.
 
-Knows token ids, not texts. The prompts' key-value caches are computed once per run and copied for every
-decode; prompts of equal length share a batch, so no padding and no attention mask is ever needed and a
-batched decode gives what a single one gives.
+Knows token ids, not texts. The prompts' caches are computed once per run and copied for every decode; prompts
+of equal length share a batch, so no padding and no attention mask is ever needed and a batched decode gives
+what a single one gives. Where a model's cache is of no use, whole sequences are read again at every step.
 
 Shape suffixes: N texts, T text tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradmm.continuation import STEPS, Continuation, find_cache
+from gradmm.errors import ConfigError, NonFiniteError
+from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
+
+log = logging.getLogger("gradmm")
 
 NextToken = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(position, rows (N,), logits (N, V)) -> the tokens to write (N,) and the tokens to show the LM next (N,)."""
@@ -28,34 +32,81 @@ class PromptCache:
     Args:
         lm: the language model.
         prompts: per class, the prompt's tokens (at least one).
+        limit: prompts, and texts, that go through the model at once.
+
+    Raises:
+        ConfigError: if a prompt does not fit the context.
+        NonFiniteError: if the LM's logits after a prompt are not finite.
     """
 
-    def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, lm: LanguageModel, prompts: Sequence[Sequence[int]], limit: BatchLimit | None = None
+    ) -> None:
         self.lm = lm
+        self.limit = limit or BatchLimit()
         self.prompts = [list(prompt) for prompt in prompts]
+        self.check_room(1)
         by_length: dict[int, list[int]] = {}
         for label, prompt in enumerate(self.prompts):
             by_length.setdefault(len(prompt), []).append(label)
-        self._groups = [(labels, *self._prefill(labels)) for labels in by_length.values()]
+        self._argument = self._find_cache(list(by_length.values()))
+        self._groups = [
+            group
+            for labels in by_length.values()
+            for group in self.limit.map(self._prefill, labels, "reading the class prompts")
+        ]
+
+    def _find_cache(self, groups: list[list[int]]) -> str | None:
+        """The argument that takes the body's cache, if it is right for prompts of every length."""
+        argument = None
+        for labels in groups:
+            some_NS = self._ids([labels[0], labels[-1]])[:, : max(1, self.lm.max_length - STEPS)]
+            argument, reason = find_cache(self.lm.body, some_NS)
+            if argument is None:
+                log.info(
+                    "%s decodes without a cache (%s): whole sequences are read again, which takes longer",
+                    self.lm.title,
+                    reason,
+                )
+                break
+        return argument
+
+    def _ids(self, labels: Sequence[int]) -> Tensor:
+        return torch.tensor([self.prompts[label] for label in labels], device=self.lm.device)
 
     @torch.no_grad()
-    def _prefill(self, labels: list[int]) -> tuple[Any, Tensor]:
-        ids = torch.tensor([self.prompts[label] for label in labels], device=self.lm.device)
-        output = self.lm.body(input_ids=ids, use_cache=True)
-        logits_NV, _ = self.lm.head(output.last_hidden_state[:, -1])
-        return output.past_key_values, logits_NV
+    def _prefill(self, labels: Sequence[int]) -> tuple[list[int], Continuation, Tensor]:
+        read, hidden_ND = Continuation.begin(self.lm.body, self._ids(labels), self._argument)
+        return list(labels), read, _logits(self.lm, hidden_ND, "after a class prompt")
 
-    def starts(self, labels: Tensor) -> Iterator[tuple[Tensor, Any, Tensor]]:
-        """Rows that can decode together: (rows (N',), a cache to decode on, first logits (N', V))."""
-        for members, cache, logits_NV in self._groups:
+    def starts(self, labels: Tensor) -> Iterator[tuple[Tensor, Continuation, Tensor]]:
+        """Rows that can decode together: (rows (N',), where to go on from, first logits (N', V))."""
+        for members, read, logits_NV in self._groups:
             place = torch.full((len(self.prompts),), -1, device=labels.device)
             place[members] = torch.arange(len(members), device=labels.device)
             rows = (place[labels] >= 0).nonzero()[:, 0]
             if len(rows):
                 chosen = place[labels[rows]]
-                own = copy.deepcopy(cache)
-                own.reorder_cache(chosen)
-                yield rows, own, logits_NV[chosen]
+                yield rows, read.chosen(chosen), logits_NV[chosen]
+
+    def check_room(self, steps: int) -> None:
+        """Raises `ConfigError` if so many tokens do not fit the context after the longest prompt."""
+        longest = max(map(len, self.prompts))
+        if longest + steps - 1 > self.lm.max_length:  # the last token is written and never read
+            raise ConfigError(
+                f"{steps} tokens after an instruction of {longest} exceed the context of {self.lm.max_length} of "
+                f"{self.lm.title}; lower lengths.max_tokens or shorten the instructions"
+            )
+
+
+def _logits(lm: LanguageModel, hidden_ND: Tensor, where: str) -> Tensor:
+    logits_NV, _ = lm.head(hidden_ND)
+    if not bool(logits_NV.amax().isfinite()):  # the largest is NaN where any is
+        raise NonFiniteError(
+            f"{lm.title}: logits {where} are not finite in {str(lm.dtype).removeprefix('torch.')}; "
+            "load the model with dtype='float32' (or 'bfloat16' instead of 'float16')"
+        )
+    return logits_NV
 
 
 @torch.no_grad()
@@ -70,17 +121,35 @@ def decode(prompts: PromptCache, labels: Tensor, steps: int, choose: NextToken) 
 
     Returns:
         Tokens (N, steps).
+
+    Raises:
+        ConfigError: if they do not fit the context.
+        NonFiniteError: if logits are not finite.
+        OutOfMemoryError: if one text does not fit into memory.
     """
-    lm = prompts.lm
+    prompts.check_room(steps)
     out_NT = torch.empty(len(labels), steps, dtype=torch.long, device=labels.device)
-    for rows, cache, logits_NV in prompts.starts(labels):
-        for t in range(steps):
-            written_N, shown_N = choose(t, rows, logits_NV)
-            out_NT[rows, t] = written_N
-            if t + 1 < steps:
-                output = lm.body(input_ids=shown_N[:, None], past_key_values=cache, use_cache=True)
-                logits_NV, _ = lm.head(output.last_hidden_state[:, -1])
+
+    def some(part: Sequence[int]) -> None:
+        chosen = torch.tensor(list(part), device=labels.device)
+        for among, going, logits_NV in prompts.starts(labels[chosen]):
+            _decode(prompts.lm, chosen[among], going, logits_NV, choose, out_NT)
+
+    for _ in prompts.limit.map(some, range(len(labels)), "decoding"):
+        pass
     return out_NT
+
+
+def _decode(
+    lm: LanguageModel, rows: Tensor, going: Continuation, logits_NV: Tensor, choose: NextToken, out_NT: Tensor
+) -> None:
+    """Decodes some rows of `out_NT`, whose prompts have been read."""
+    steps = out_NT.shape[1]
+    for t in range(steps):
+        written_N, shown_N = choose(t, rows, logits_NV)
+        out_NT[rows, t] = written_N
+        if t + 1 < steps:
+            logits_NV = _logits(lm, going.step(shown_N), f"at token {t + 1} of a text")
 
 
 def sample(
@@ -127,7 +196,9 @@ def draw(probabilities_NV: Tensor, uniform_N: Tensor, top_p: float = 1.0) -> Ten
 
 
 @torch.no_grad()
-def log_perplexity(lm: LanguageModel, texts_ids: Sequence[Sequence[int]], batch_size: int = 32) -> list[float]:
+def log_perplexity(
+    lm: LanguageModel, texts_ids: Sequence[Sequence[int]], limit: BatchLimit | None = None
+) -> list[float]:
     """Mean negative log-likelihood per token (nats) of each text, given nothing but the BOS token.
 
     A model without a BOS token gives no probability to a text's first token, which is then left out (a text
@@ -136,16 +207,19 @@ def log_perplexity(lm: LanguageModel, texts_ids: Sequence[Sequence[int]], batch_
     Args:
         lm: the language model.
         texts_ids: tokens of each text.
-        batch_size: texts per forward pass; texts of like length go together.
+        limit: texts that go through the model at once; texts of like length go together.
     """
     bos = lm.tokenizer.bos_token_id
     rows = [list(ids) if bos is None or list(ids[:1]) == [bos] else [bos, *ids] for ids in texts_ids]
     out = [float("nan")] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(rows), batch_size):
-        chosen = order[start : start + batch_size]
-        for i, value in zip(chosen, _mean_nll(lm, [rows[i] for i in chosen]), strict=True):
+
+    def some(part: Sequence[int]) -> None:
+        for i, value in zip(part, _mean_nll(lm, [rows[i] for i in part]), strict=True):
             out[i] = value
+
+    for _ in (limit or BatchLimit()).map(some, order, "measuring readability"):
+        pass
     return out
 
 
@@ -155,7 +229,9 @@ def _mean_nll(lm: LanguageModel, rows: list[list[int]]) -> list[float]:
     lengths_N = torch.tensor([len(row) for row in rows], device=lm.device)
     hidden_NSD = lm.body(input_ids=ids_NS, use_cache=False).last_hidden_state[:, :-1]
     real_NS = torch.arange(1, width, device=lm.device)[None] < lengths_N[:, None]
-    logits_MV, _ = lm.head(hidden_NSD[real_NS])
+    if not bool(real_NS.any()):
+        return [float("nan")] * len(rows)
+    logits_MV = _logits(lm, hidden_NSD[real_NS], "of a text")
     nll_M = torch.nn.functional.cross_entropy(logits_MV, ids_NS[:, 1:][real_NS], reduction="none")
     total_N = torch.zeros(len(rows), device=lm.device)
     total_N.index_add_(0, real_NS.nonzero()[:, 0], nll_M)

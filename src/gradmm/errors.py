@@ -7,6 +7,7 @@ Every message names what was wrong, the value that was wrong, and the remedy. An
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 _MOST_LISTED = 12
@@ -43,6 +44,29 @@ class RunFolderError(GradmmError):
 
 class NonFiniteError(GradmmError, ArithmeticError):
     """A loss, gradient or distance became NaN or infinite."""
+
+
+class OutOfMemoryError(GradmmError):
+    """A single text is more than the memory holds."""
+
+
+def printable(text: str) -> str:
+    r"""Write control and format characters out, so that a text cannot steer a terminal or forge a line.
+
+    Args:
+        text: Anything that may come from a data set, a model or an argument.
+
+    Returns:
+        The text with every character of the Unicode categories C* as its escape, as in `\x1b`.
+    """
+    return "".join(
+        char if unicodedata.category(char)[0] != "C" else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def printable_lines(text: str) -> str:
+    """Make several lines printable, each on its own; the line breaks between them stay."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

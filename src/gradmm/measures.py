@@ -17,6 +17,7 @@ from gradmm.data.task import BoundTask
 from gradmm.decoding import log_perplexity
 from gradmm.gradients.distances import DistanceConfig, distance_between
 from gradmm.gradients.target import ReleasedTarget, compute_target
+from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 
 
@@ -45,7 +46,7 @@ def measure(
     target: ReleasedTarget,
     config: DistanceConfig,
     texts: Sequence[Sequence[str]],
-    batch_size: int = 32,
+    limit: BatchLimit | None = None,
 ) -> tuple[SetMeasures, list[list[float]]]:
     """Measures a set of texts against a target.
 
@@ -55,19 +56,19 @@ def measure(
         target: mean gradients of the real rows.
         config: the distance.
         texts: per class, its texts (at least one).
-        batch_size: texts per forward pass.
+        limit: texts that go through the model at once.
 
     Returns:
         The measures, and per class the log-perplexity of each text.
     """
-    batches = [[list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)] for own in texts]
-    gradients = compute_target(lm, task, batches)
+    limit = limit or BatchLimit()
+    gradients = compute_target(lm, task, [[list(own)] for own in texts], limit=limit)
     distances = [
         distance_between(config, mine, theirs, lm.head.bias_V is not None)
         for mine, theirs in zip(gradients.classes, target.classes, strict=True)
     ]
     ids = [[task.text_ids(text) for text in own] for own in texts]
-    nll = [log_perplexity(lm, own, batch_size) for own in ids]
+    nll = [log_perplexity(lm, own, limit) for own in ids]
     flat = [value for own in nll for value in own if not math.isnan(value)]
     lengths = [len(row) for own in ids for row in own]
     return (

@@ -12,63 +12,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from gradmm.errors import ConfigError, ModelError, listed, nearest
+from gradmm.errors import ConfigError, ModelError, NonFiniteError, nearest
+from gradmm.heads import USE, Head, head_of
+from gradmm.loading import DEMO_MODEL, ModelConfig, load_pretrained, model_path
 
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-DEMO_MODEL = "demo"
+__all__ = ["DEMO_MODEL", "Head", "LanguageModel", "ModelConfig", "load_model", "model_path"]
 
 
-class ModelConfig(BaseModel):
-    """Which model, and how it is held."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    model_name_or_path: str = DEMO_MODEL
-    """Hub id, local folder, or `demo` for the model that ships in the package."""
-    revision: str | None = None
-    """Git revision on the Hub."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the body; factors, distances and the ADMM state are always float32."""
-    device: str = "auto"
-    """`auto` takes CUDA, then MPS, then the CPU; or any torch device."""
-    attn_implementation: str | None = None
-    """As in transformers; None leaves the choice to it."""
-    trust_remote_code: bool = False
-    """Runs code that comes with the model; off unless asked for."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """The output head: `logits = transform(weight @ h + bias)`.
-
-    `transform` is `scale * z`, soft-capped as `cap * tanh(scale * z / cap)` where `cap` is set.
-    """
-
-    weight_VD: Tensor
-    bias_V: Tensor | None
-    scale: float = 1.0
-    cap: float | None = None
-
-    def __call__(self, h_ND: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Returns float32 logits (N, V) and their derivative with respect to `W h + b` (N, V or a number)."""
-        z_NV = torch.nn.functional.linear(h_ND, self.weight_VD, self.bias_V).float()
-        if self.cap is None:
-            return z_NV * self.scale if self.scale != 1.0 else z_NV, self.scale
-        squashed_NV = torch.tanh(z_NV * (self.scale / self.cap))
-        return self.cap * squashed_NV, self.scale * (1 - squashed_NV.square())
+_LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
+_LARGE = 60.0  # of logits, where a cap shows
 
 
 class LanguageModel:
@@ -80,16 +41,29 @@ class LanguageModel:
         name: what the user called it.
 
     Raises:
-        ModelError: if body and head, taken apart, do not give the model's own logits.
+        ModelError: if it is no causal LM, if body and head, taken apart, do not give the model's own logits, if
+            the body cannot be differentiated with respect to its input embeddings, if a weight is not finite, or
+            if the tokenizer has more tokens than the model.
+        NonFiniteError: if the model's logits, or the derivatives, are not finite in its dtype.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "in memory") -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
         self.name = name
-        self.body = _body_of(model, name)
-        self.head = _head_of(model, name)
+        self.tokenizer = tokenizer
+        self.model = model
+        _check_kind(model, self.title)
+        self.model.eval().requires_grad_(False)
+        self.body = _body_of(model, self.title)
+        self.head = head_of(model, self.title)
+        _check_weights(self)
+        _check_tokens(self)
         _check_parts(self)
+        _check_backward(self)
+
+    @property
+    def title(self) -> str:
+        """Name and class, for messages."""
+        return f"{self.name!r} ({type(self.model).__name__})"
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +79,7 @@ class LanguageModel:
     def max_length(self) -> int:
         """Longest sequence (tokens) that the model takes."""
         config = self.model.config.get_text_config()
-        found = [getattr(config, key, None) for key in ("max_position_embeddings", "n_positions", "n_ctx")]
+        found = [getattr(config, key, None) for key in _LENGTHS]
         return min((length for length in found if length), default=1_000_000)
 
     @cached_property
@@ -128,9 +102,10 @@ class LanguageModel:
         Returns:
             (N, L, D), in the model's dtype.
         """
-        states_NSD: Tensor = self.body(inputs_embeds=embeds_NSE.to(self.dtype), use_cache=False).last_hidden_state
+        embeds_NSE = embeds_NSE.to(self.dtype, copy=True)  # CTRL scales in place what it is given
+        states_NSD: Tensor = self.body(inputs_embeds=embeds_NSE, use_cache=False).last_hidden_state
         index_NLD = index_NL.unsqueeze(-1).expand(-1, -1, states_NSD.shape[-1])
-        return states_NSD.gather(1, index_NLD)
+        return states_NSD.gather(1, index_NLD).to(self.head.weight_VD.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -138,11 +113,9 @@ class LanguageModel:
         return self.embeddings_VE.dtype
 
     def fingerprint(self) -> str:
-        """sha256 of weights and vocabulary: two models with the same one give the same run."""
-        digest = hashlib.sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode())
-        settings = self.model.config.to_dict()
-        for key in ("_name_or_path", "transformers_version", "architectures", "dtype"):
-            settings.pop(key, None)
+        """sha256 of weights, settings and tokenizer: two models with the same one give the same run."""
+        digest = hashlib.sha256(_described(self.tokenizer).encode())
+        settings = _without_history(self.model.config.to_dict())
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
@@ -161,6 +134,7 @@ def load_model(
 
     Raises:
         ModelError: if the model cannot be found, is no causal LM, or cannot be taken apart.
+        NonFiniteError: if its numbers are not finite in this dtype.
         ConfigError: if there is no such option.
     """
     if isinstance(model_name_or_path, LanguageModel):
@@ -175,111 +149,163 @@ def load_model(
         if option not in ModelConfig.model_fields:
             raise ConfigError(f"load_model has no option {option!r}{nearest(option, ModelConfig.model_fields)}")
     config = ModelConfig(**{**known, **options})
-    path = model_path(config.model_name_or_path)
-    model, tokenizer = _load(path, config)
-    return LanguageModel(_moved(model, config.device), tokenizer, config.model_name_or_path)
+    model, tokenizer = load_pretrained(config)
+    return LanguageModel(model, tokenizer, config.model_name_or_path)
 
 
-def model_path(name: str) -> str:
-    """The folder or Hub id behind a name; `demo` is the packaged model."""
-    if name == DEMO_MODEL:
-        return str(Path(__file__).parent / "assets" / "reviews6m")
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise ModelError(f"no model folder at {name!r}; give a folder with config.json, a Hub id, or 'demo'")
-    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+def _without_history(settings: Any) -> Any:
+    """Settings without what saving and loading changes in them (the weights tell their dtype themselves)."""
+    if not isinstance(settings, dict):
+        return settings
+    history = ("_name_or_path", "transformers_version", "architectures", "dtype")
+    return {key: _without_history(value) for key, value in settings.items() if key not in history}
 
 
-def _load(path: str, config: ModelConfig) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    shared = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    loaded: Any  # model and report; the stubs know of the model alone
-    showed = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=DTYPES[config.dtype],
-            attn_implementation=config.attn_implementation,
-            output_loading_info=True,
-            **shared,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as err:
-        raise ModelError(
-            f"cannot load {path!r} as a causal language model: {err}\n"
-            "Give a folder with config.json, weights and tokenizer, or the id of a causal LM on the Hub "
-            "(HF_HUB_OFFLINE=1 reads the local cache only)."
-        ) from err
-    finally:
-        if showed:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    model, report = loaded
-    if report["missing_keys"]:
-        raise ModelError(
-            f"{path!r} has no weights for {listed(report['missing_keys'])}, so transformers drew them at random; "
-            "give a checkpoint of a whole causal LM"
-        )
-    return model, tokenizer
+def _described(tokenizer: Any) -> str:
+    """What a tokenizer does, merges and normalisation included, without its settings of the moment."""
+    vocabulary = repr(sorted(tokenizer.get_vocab().items()))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not hasattr(backend, "to_str"):
+        return vocabulary
+    steps = json.loads(backend.to_str())
+    for state in ("truncation", "padding"):
+        steps.pop(state, None)
+    return vocabulary + json.dumps(steps, sort_keys=True)
 
 
-def _moved(model: Any, name: str) -> Any:
-    device = _device(name)
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as err:
-        raise ModelError(f"device {name!r} cannot be used here: {err}; try 'auto' or 'cpu'") from err
+def _check_kind(model: Any, title: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{title} is an encoder-decoder, whose text and label are two sequences; {USE}")
+    reads_forward = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not reads_forward:
+        raise ModelError(f"{title} is a masked LM, which lets a token see those after it; {USE}")
 
 
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        try:
-            return torch.device(name)
-        except RuntimeError as err:
-            raise ModelError(f"device {name!r} is unknown to torch; try 'auto', 'cpu' or 'cuda'") from err
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _body_of(model: Any, name: str) -> Any:
+def _body_of(model: Any, title: str) -> Any:
     body = getattr(model, model.base_model_prefix, None)
     if body is None or body is model:
-        raise ModelError(f"{name!r} ({type(model).__name__}) has no body apart from its head; use a causal LM")
+        raise ModelError(f"{title} has no body apart from its head; {USE}")
     return body
 
 
-def _head_of(model: Any, name: str) -> Head:
-    layer = model.get_output_embeddings()
-    if not isinstance(layer, torch.nn.Linear):
-        raise ModelError(f"{name!r} ({type(model).__name__}) has no linear output head; use a causal LM")
-    config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-    bias = None if layer.bias is None else layer.bias.detach()
-    return Head(layer.weight.detach(), bias, scale, None if cap is None else float(cap))
+def _check_weights(lm: LanguageModel) -> None:
+    for name, weight in lm.model.named_parameters():
+        if weight.is_floating_point() and not bool(torch.stack(weight.detach().aminmax()).isfinite().all()):
+            remedy = "" if weight.dtype == torch.float32 else ", or load it with dtype='float32'"
+            raise ModelError(
+                f"{lm.title} has NaN or infinity in its weight {name}, in {_dtype(weight)}; give an intact "
+                f"checkpoint{remedy}"
+            )
+
+
+def _check_tokens(lm: LanguageModel) -> None:
+    vocabulary = lm.tokenizer.get_vocab() if hasattr(lm.tokenizer, "get_vocab") else {}
+    tokens, rows = max(vocabulary.values(), default=-1) + 1, lm.model.get_input_embeddings().weight.shape[0]
+    if tokens > min(rows, lm.vocab_size):
+        raise ModelError(
+            f"{lm.title} has {min(rows, lm.vocab_size)} rows in its embedding table and its tokenizer has "
+            f"{tokens} tokens; give the tokenizer that it was trained with, or call "
+            f"model.resize_token_embeddings({tokens})"
+        )
+
+
+@contextmanager
+def _explained(lm: LanguageModel, what: str) -> Iterator[None]:
+    """Whatever a model's own code raises is an error of the model."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, ModelError, NonFiniteError):
+        raise
+    except Exception as err:
+        raise ModelError(
+            f"{lm.title} does not {what} in {_dtype(lm.head.weight_VD)} on {lm.head.weight_VD.device}: "
+            f"{type(err).__name__}: {err}; try dtype='float32' and attn_implementation='eager', or {USE}"
+        ) from err
+
+
+def _check_finite(lm: LanguageModel, numbers: Tensor, what: str) -> None:
+    if not bool(numbers.isfinite().all()):
+        raise NonFiniteError(
+            f"{lm.title}: {what} of eight tokens are not finite in {_dtype(lm.embeddings_VE)}; "
+            "load it with dtype='bfloat16' or dtype='float32'"
+        )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 @torch.no_grad()
 def _check_parts(lm: LanguageModel) -> None:
-    """Body then head must be the model: catches architectures that do something else in between."""
+    """Body then head must be the model: catches architectures that do something else in between.
+
+    Logits that are small hide a soft cap, so the head is also tried on hidden states made large.
+    """
     ids = torch.arange(2, 10, device=lm.device).remainder(lm.vocab_size)[None]
-    own_SV = lm.model(input_ids=ids).logits[0].float()
     index = torch.arange(ids.shape[1], device=lm.device)[None]
-    logits_SV, _ = lm.head(lm.hidden(lm.embeddings_VE[ids], index)[0])
+    with _explained(lm, "run"):
+        own_SV = _own_logits(lm, ids, 1.0)
+    assert own_SV is not None
+    _check_finite(lm, own_SV, "the logits")
+    with _explained(lm, "run on input embeddings (inputs_embeds), which are what the x-update changes,"):
+        hidden_SD = lm.hidden(lm.embeddings_VE[ids], index)[0]
+    logits_SV = _check_head(lm, hidden_SD, own_SV)
+    size = torch.nn.functional.linear(hidden_SD, lm.head.weight_VD).abs().max() * lm.head.scale
+    boost = float(_LARGE / size.float().clamp_min(1e-9))
+    if (large_SV := _own_logits(lm, ids, boost)) is not None:
+        _check_head(lm, hidden_SD * boost, large_SV)
+    other = torch.cat([ids[:, :4], ids[:, :4]], dim=1)
+    other_SV, _ = lm.head(lm.hidden(lm.embeddings_VE[other], index)[0])
+    if not bool((other_SV[:4] - logits_SV[:4]).abs().max() < _tolerance(lm) * logits_SV.abs().max()):
+        raise ModelError(f"{lm.title} lets a token see those after it; use a causal LM")
+
+
+def _own_logits(lm: LanguageModel, ids_1S: Tensor, boost: float) -> Tensor | None:
+    """The model's own logits (S, V), of hidden states that are multiplied on their way into the head.
+
+    None where its head cannot be reached that way.
+    """
+    calls = []
+
+    def multiply(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        calls.append(layer)
+        return (inputs[0] * boost, *inputs[1:])
+
+    handle = lm.model.get_output_embeddings().register_forward_pre_hook(multiply)
+    try:
+        logits_SV: Tensor = lm.model(input_ids=ids_1S, use_cache=False).logits[0].float()
+    finally:
+        handle.remove()
+    return logits_SV if calls or boost == 1.0 else None
+
+
+def _check_head(lm: LanguageModel, hidden_SD: Tensor, own_SV: Tensor) -> Tensor:
+    logits_SV, _ = lm.head(hidden_SD)
     error = (logits_SV - own_SV).abs().max() / own_SV.abs().max().clamp_min(1e-9)
-    tolerance = 1e-3 if lm.dtype == torch.float32 else 3e-2
-    if not bool(error < tolerance):
+    if not bool(error < _tolerance(lm)):
         raise ModelError(
-            f"{lm.name!r} ({type(lm.model).__name__}): the head on the body's output differs from the model's own "
+            f"{lm.title}: the head on the body's output differs from the model's own "
             f"logits by {error:.1e} relative, so its gradient has no closed form here; use a model without "
             "extra steps between its body and its head"
         )
-    other = torch.cat([ids[:, :4], ids[:, :4]], dim=1)
-    other_SV, _ = lm.head(lm.hidden(lm.embeddings_VE[other], index)[0])
-    if not bool((other_SV[:4] - logits_SV[:4]).abs().max() < tolerance * logits_SV.abs().max()):
-        raise ModelError(
-            f"{lm.name!r} ({type(lm.model).__name__}) lets a token see those after it; use a causal LM"
-        )
+    return logits_SV
+
+
+def _tolerance(lm: LanguageModel) -> float:
+    """Relative, of logits: rounding apart, both sides compute the same."""
+    return 1e-3 if lm.dtype == torch.float32 else 3e-2
+
+
+@torch.enable_grad()
+def _check_backward(lm: LanguageModel) -> None:
+    """The x-update needs the derivative with respect to input embeddings; not every kernel has one."""
+    ids = torch.arange(2, 10, device=lm.device).remainder(lm.vocab_size)[None]
+    embeds_1SE = lm.embeddings_VE[ids].requires_grad_(True)
+    with _explained(lm, "differentiate with respect to its input embeddings"):
+        states = lm.hidden(embeds_1SE, torch.tensor([[7]], device=lm.device)).float()
+        weights_D = torch.linspace(-1, 1, states.shape[-1], device=lm.device)
+        (found_1SE,) = torch.autograd.grad((states * weights_D).sum(), embeds_1SE)
+    _check_finite(lm, found_1SE, "the derivatives with respect to the input embeddings")

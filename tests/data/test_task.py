@@ -274,13 +274,25 @@ def test_instructions_follow_the_classes():
     assert task(instructions=("A bad one:", "A good one:")).instruction(0) == "A bad one:"
 
 
-def test_verbalisers_with_the_same_first_token_are_refused(demo_lm):
+@pytest.mark.parametrize("verbalisers", [(" good", " good indeed"), (" good indeed", " good"), (" good", " good")])
+def test_a_verbaliser_that_begins_with_all_of_another_s_is_refused(demo_lm, verbalisers):
+    longer = max(verbalisers, key=len)
     with pytest.raises(TaskError) as caught:
-        BoundTask(task(verbalisers=(" good", " good indeed")), demo_lm.tokenizer, 1024)
+        BoundTask(task(verbalisers=verbalisers), demo_lm.tokenizer, 1024)
     assert str(caught.value) == (
-        "verbalisers ' good' and ' good indeed' begin with the same token ' good', so the model cannot tell the "
-        "classes apart there; choose other words"
+        f"verbaliser {longer!r} begins with all tokens (\u0120good) of ' good', so the model cannot tell the classes "
+        "apart there; choose other words"
     )
+
+
+def test_verbalisers_may_share_their_first_tokens(demo_lm):
+    """As those of many classes do: card_arrival, card_linking, ..."""
+    names = tuple(f"card {word} {number:03d}" for word in ("good", "bad", "great") for number in range(300))
+    bound = BoundTask(
+        Task(label_names=names, verbalisers=tuple(f" {name}" for name in names)), demo_lm.tokenizer, 1024
+    )
+    assert len({ids[0] for ids in bound.label_ids}) == 1
+    assert len(set(map(tuple, bound.label_ids))) == 900
 
 
 def test_a_verbaliser_without_tokens_is_refused():

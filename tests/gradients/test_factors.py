@@ -1,11 +1,13 @@
-"""`gradmm.gradients.factors`: the closed form is the gradient that autograd finds, for every kind of model."""
+"""`gradmm.gradients.factors`: the closed form is the gradient that autograd finds.
+
+`test_architectures.py` holds it, and its derivative with respect to the input embeddings, for every kind of model.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,6 @@ from gradmm.gradients.factors import Factors, inner, inner_dense, label_factors
 from gradmm.models import LanguageModel
 
 TEXTS = ("A film.", "The story is dull and bad, and the film makes me sad.", "happy", "A great end. I feel fine")
-ONE_TOKEN = (" bad", " great")
 MIXED = (" bad", " happy", " surprised")
 """Of one, two and eight tokens."""
 
@@ -44,20 +45,6 @@ def random_factors(seed: int, sets: int, pairs: int, vocabulary: int = 7, hidden
 
 
 # ---- the closed form
-
-
-@pytest.mark.parametrize("template", ["{text} It was", "A story: {text}\nIt"])
-@pytest.mark.parametrize(("verbalisers", "labels"), [(ONE_TOKEN, (0, 1, 1, 0)), (MIXED, (2, 0, 1, 1))])
-def test_closed_form_is_autograd(each_tiny_lm, tiny_task, verbalisers, labels, template):
-    task = tiny_task(each_tiny_lm, verbalisers, template)
-    counts = {len(task.label_ids[label]) for label in labels}
-    assert len(counts) == len(verbalisers) - (verbalisers is ONE_TOKEN)  # the case is the one it is meant to be
-    weight_VD, bias_V = oracles.materialised_head_gradient(each_tiny_lm, *rows_of(task, TEXTS, labels))
-    found_1VD, found_1V = factors_of(each_tiny_lm, task, TEXTS, labels, len(TEXTS)).dense()
-    assert oracles.relative_error(found_1VD[0], weight_VD) < 1e-5
-    assert (bias_V is not None) == each_tiny_lm.name.endswith("phi")
-    if bias_V is not None:
-        assert oracles.relative_error(found_1V[0], bias_V) < 1e-5
 
 
 def test_each_set_is_the_gradient_of_its_own_texts(tiny_lm, tiny_task):
@@ -115,36 +102,6 @@ def test_factors_of_a_bfloat16_model_are_float32(tiny_lm, tiny_task):
 
 
 # ---- its derivative with respect to the input embeddings
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "opt", "neox", "phi", "llama", "qwen3", "gemma2", "granite", "cohere"])
-def test_one_backward_pass_is_the_double_backward_pass(tiny_lm, tiny_task, kind):
-    lm, labels = tiny_lm(kind, "eager"), (2, 0, 1)
-    task = tiny_task(lm, MIXED)
-    texts_ids = [task.text_ids(text) for text in TEXTS[:3]]
-    batch = task.collate(texts_ids, labels)
-    lengths, start = [len(ids) for ids in texts_ids], batch.text_start
-    draw = torch.Generator().manual_seed(0)
-    text_NTE = torch.randn(3, max(lengths), lm.embeddings_VE.shape[1], generator=draw) * lm.embeddings_VE.std()
-    text_NTE.requires_grad_(True)
-    target_VD = torch.randn(lm.vocab_size, 32, generator=draw)
-
-    mine = label_factors(lm, batch, batch.embed(lm.embeddings_VE, text_NTE), 3)
-    (found_NTE,) = torch.autograd.grad(inner_dense(mine, target_VD, target_VD[:, 0]).weight_K.sum(), text_NTE)
-
-    rows = [
-        task.prefix_ids + ids + task.suffix_ids + task.label_ids[c]
-        for ids, c in zip(texts_ids, labels, strict=True)
-    ]
-    embeds = []
-    for i, row in enumerate(rows):
-        own_SE = lm.embeddings_VE[torch.tensor(row)]
-        embeds.append(torch.cat([own_SE[:start], text_NTE[i, : lengths[i]], own_SE[start + lengths[i] :]]))
-    weight_VD, _ = oracles.materialised_head_gradient(lm, rows, [len(task.label_ids[c]) for c in labels], embeds)
-    (expected_NTE,) = torch.autograd.grad((weight_VD * target_VD).sum(), text_NTE)
-    assert oracles.relative_error(found_NTE, expected_NTE) < 1e-4
-    beyond_NT = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
-    assert not found_NTE[beyond_NT].any() and found_NTE[~beyond_NT].any(-1).all()
 
 
 def test_the_backward_pass_makes_no_gradient_of_any_weight(tiny_lm, tiny_task):

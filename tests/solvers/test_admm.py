@@ -359,19 +359,45 @@ def test_max_outer(count, rng):
     assert stop == Stop("max_outer", sentence)
 
 
-def test_an_objective_that_is_not_finite_is_an_error_with_a_remedy():
-    class Explodes(Box):
-        def objective(self, x):
-            return super().objective(x) * torch.tensor([1.0, torch.nan if float(x.detach().abs().sum()) else 1.0])
+REMEDY = "lower admm.learning_rate, or set model.dtype to float32 (or bfloat16, if it is float16)"
 
-    solver = Admm(Explodes(torch.zeros(2, 1, 1)), config(n_inner=1))
-    state = solver.step(solver.init(torch.zeros(2, 1, 1)))  # stays at its optimum, zero
+
+@pytest.mark.parametrize("spoilt", ["objective", "gradient"])
+def test_an_x_update_that_is_not_finite_is_an_error_with_step_and_remedy(spoilt):
+    class Explodes(Box):
+        left = None  # objectives until the one that is spoilt
+
+        def objective(self, x):
+            value_K = super().objective(x)
+            if self.left is not None:
+                self.left -= 1
+            if self.left != 0:
+                return value_K
+            if spoilt == "objective":
+                return value_K * torch.tensor([1.0, torch.nan])
+            return value_K + (x - x.detach()).flatten(1).sum(1).sqrt() * torch.tensor([0.0, 1.0])  # 0, of slope inf
+
+    problem = Explodes(torch.full((2, 1, 1), 5.0))
+    solver = Admm(problem, config(n_inner=3))
+    state = solver.step(solver.init(torch.ones(2, 1, 1)))
+    problem.left = 2
     with pytest.raises(NonFiniteError) as caught:
-        solver.step(replace(state, x=torch.full((2, 1, 1), 2.0)))
-    assert str(caught.value) == (
-        "the objective is not finite in outer iteration 2: [2.0, nan]; "
-        "lower admm.learning_rate or use dtype float32"
-    )
+        solver.step(state)
+    blocks = "block 1 of 2" if spoilt == "objective" else "block 0 of 2"  # nought times infinity is no number either
+    told = f"objective or gradient stopped being finite in inner step 2 of outer iteration 2 ({blocks}; "
+    assert str(caught.value).startswith(told)
+    assert str(caught.value).endswith(f"); {REMEDY}")
+
+
+def test_texts_that_are_worth_no_number_are_an_error():
+    class Spoilt(Box):
+        def score(self, codes):
+            return torch.tensor([1.0, torch.nan])
+
+    with pytest.raises(NonFiniteError) as caught:
+        Admm(Spoilt(torch.zeros(2, 1, 1)), config()).init(torch.zeros(2, 1, 1))
+    told = "what the texts are worth is not finite after outer iteration 0: [1.0, nan]; "
+    assert str(caught.value) == told + REMEDY
 
 
 def test_needs_no_language_model_library():

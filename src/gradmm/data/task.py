@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -104,6 +105,11 @@ class Batch:
         moved = {key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)}
         return Batch(text_start=self.text_start, **moved)
 
+    def part(self, start: int, stop: int) -> Batch:
+        """Some of the texts, padded as the whole is."""
+        cut = {key: value[start:stop] for key, value in vars(self).items() if isinstance(value, Tensor)}
+        return Batch(text_start=self.text_start, **cut)
+
     def embed(self, embeddings_VE: Tensor, text_NTE: Tensor | None = None) -> Tensor:
         """Input embeddings (N, S, E); `text_NTE` replaces the text's own, so that they can be variables."""
         embeds_NSE = embeddings_VE[self.ids_NS]
@@ -125,7 +131,7 @@ class BoundTask:
         max_length: the model's context in tokens.
 
     Raises:
-        TaskError: if two verbalisers begin with the same token, or the template alone fills the context.
+        TaskError: if a verbaliser begins with all of another's tokens, or the template alone fills the context.
     """
 
     def __init__(self, task: Task, tokenizer: Any, max_length: int) -> None:
@@ -166,9 +172,27 @@ class BoundTask:
             return self._encode(self._lead + text)
         return continuation_ids(self.tokenizer, self._before, self._lead + text)
 
+    def texts_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """`text_ids` of many texts, at once and so much faster."""
+        if not texts:
+            return []
+        head = self._encode(self._before)
+        strings = [self._before + self._lead + text for text in texts]
+        alone = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+        wholes = self.tokenizer(strings, **alone).input_ids
+        return [
+            list(whole[len(head) :]) if whole[: len(head)] == head else self.text_ids(text)
+            for whole, text in zip(wholes, texts, strict=True)
+        ]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text that a user gets for these tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def decode_each(self, ids: Sequence[int]) -> list[str]:
+        """`decode` of texts of one token each, at once."""
+        texts = self.tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True) if ids else []
+        return [str(text).strip() for text in texts]
 
     def render(self, text: str, label: int) -> list[int]:
         """All tokens of a labelled text: what fine-tuning trains on."""
@@ -211,17 +235,19 @@ class BoundTask:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
 
     def _check_labels(self) -> None:
-        first: dict[int, str] = {}
-        for verbaliser, ids in zip(self.task.verbalisers, self.label_ids, strict=True):
+        """Every verbaliser has tokens, and none begins with all of another's."""
+        words = self.task.verbalisers
+        for verbaliser, ids in zip(words, self.label_ids, strict=True):
             if not ids:
                 raise TaskError(f"verbaliser {verbaliser!r} has no tokens; write it as it follows the template")
-            if ids[0] in first:
-                token = self.tokenizer.decode([ids[0]]) or self.tokenizer.convert_ids_to_tokens(ids[0])
+        # In the order of their tokens, one that begins with all of another's comes right behind such a one.
+        for (ids, c), (longer, d) in pairwise(sorted((ids, c) for c, ids in enumerate(self.label_ids))):
+            if longer[: len(ids)] == ids:
+                tokens = "|".join(self.tokenizer.convert_ids_to_tokens(ids))
                 raise TaskError(
-                    f"verbalisers {first[ids[0]]!r} and {verbaliser!r} begin with the same token {token!r}, "
-                    "so the model cannot tell the classes apart there; choose other words"
+                    f"verbaliser {words[d]!r} begins with all tokens ({tokens}) of {words[c]!r}, so the model cannot "
+                    "tell the classes apart there; choose other words"
                 )
-            first[ids[0]] = verbaliser
 
 
 def continuation_ids(tokenizer: Any, before: str, piece: str) -> list[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections import Counter
 from functools import lru_cache
 from typing import Any
 
@@ -10,9 +12,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from gradmm.data.task import BoundTask
 from gradmm.errors import ConfigError
 
 _UNDECODABLE = "\ufffd"
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SENTENCE_ENDS = (".", "!", "?")
 
 
@@ -55,9 +59,11 @@ def allowed_tokens(tokenizer: Any, vocab_size: int, config: BanConfig = BanConfi
     Raises:
         ConfigError: if nothing is left.
     """
+    strings = token_strings(tokenizer)[:vocab_size]
     special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    special |= _spare_bytes(tokenizer, strings)
     mask_V = torch.zeros(vocab_size, dtype=torch.bool)
-    for index, string in enumerate(token_strings(tokenizer)[:vocab_size]):
+    for index, string in enumerate(strings):
         mask_V[index] = index not in special and _is_clean(string, config)
     if not mask_V.any():
         raise ConfigError(f"the bans {config.model_dump()} leave no token of {vocab_size}; loosen them")
@@ -89,6 +95,44 @@ def bare_starts(tokenizer: Any, vocab_size: int) -> tuple[Tensor, Tensor]:
         if string[:1].isalpha() and " " + string in spaced:
             mask_V[index], ids_V[index] = True, spaced[" " + string]
     return mask_V, ids_V
+
+
+def text_starts(task: BoundTask, allowed_V: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens that can open a text in its place in the template, and for each the one to ask the LM about.
+
+    A token opens a text if the text that it makes alone is tokenised back to it: no continuation piece ("##ing"),
+    nothing without the space that SentencePiece puts before a text. Where a text's first word is another token
+    than after a prompt, it also has to have a counterpart there (`bare_starts`).
+
+    Args:
+        task: the rendering.
+        allowed_V: tokens that a text may hold (V,).
+
+    Returns:
+        mask (V,); ids (V,) of the counterparts, or of the tokens themselves.
+    """
+    size = allowed_V.shape[0]
+    mask_V, ids_V = bare_starts(task.tokenizer, size) if task.starts_bare else (None, torch.arange(size))
+    candidates_V = allowed_V.cpu() if mask_V is None else allowed_V.cpu() & mask_V
+    candidates = candidates_V.nonzero()[:, 0].tolist()
+    texts = task.decode_each(candidates)
+    different = list(dict.fromkeys(texts))  # "film" and " film" alone make the same text
+    ids_of = dict(zip(different, task.texts_ids(different), strict=True))
+    kept = [i for i, text in zip(candidates, texts, strict=True) if ids_of[text] == [i]]
+    opens_V = torch.zeros(size, dtype=torch.bool)
+    opens_V[kept] = True
+    return opens_V.to(allowed_V.device), ids_V.to(allowed_V.device)
+
+
+def _spare_bytes(tokenizer: Any, strings: tuple[str, ...]) -> set[int]:
+    """SentencePiece's byte tokens of characters that have a token of their own, and so never come from a text."""
+    counts = Counter(strings)
+    names = tokenizer.convert_ids_to_tokens(list(range(len(strings))))
+    return {
+        index
+        for index, (name, string) in enumerate(zip(names, strings, strict=True))
+        if counts[string] > 1 and name is not None and _BYTE.fullmatch(name)
+    }
 
 
 def _is_clean(string: str, config: BanConfig) -> bool:

@@ -23,7 +23,7 @@ DistanceName = Literal["cosine", "relative_l2", "tag"]
 class DistanceConfig(BaseModel):
     """Which distance, over which of the head's parameters."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: DistanceName = "cosine"
     """The formula."""

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gradmm.data.task import Batch
+from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 
 
@@ -54,7 +56,9 @@ class Inner:
     bias_K: Tensor
 
 
-def label_factors(lm: LanguageModel, batch: Batch, embeds_NSE: Tensor, texts_per_set: int) -> Factors:
+def label_factors(
+    lm: LanguageModel, batch: Batch, embeds_NSE: Tensor, texts_per_set: int, limit: BatchLimit | None = None
+) -> Factors:
     """Factors of the mean gradient of each set of consecutive texts.
 
     Args:
@@ -62,18 +66,33 @@ def label_factors(lm: LanguageModel, batch: Batch, embeds_NSE: Tensor, texts_per
         batch: N rendered texts, `texts_per_set` for every set in turn.
         embeds_NSE: their input embeddings, from `batch.embed`; gradients flow back to them.
         texts_per_set: texts in each set.
+        limit: texts whose activations are held at once. More texts go through the body in parts, and once more
+            in the backward pass, which then holds one part's activations (gradient checkpointing).
 
     Returns:
         Factors with K = N / texts_per_set sets of J = texts_per_set * L pairs.
     """
-    h_NLD = lm.hidden(embeds_NSE, batch.predict_at_NL)
-    r_NLV = _residual(lm, h_NLD, batch.label_ids_NL)
-    sets = h_NLD.shape[0] // texts_per_set
+    count, size = len(embeds_NSE), len(embeds_NSE) if limit is None else limit.size
+    if count <= size:
+        r_NLV, h_NLD = _pairs(lm, batch, embeds_NSE)
+    else:
+        parts = [
+            checkpoint(_pairs, lm, batch.part(i, i + size), embeds_NSE[i : i + size], use_reentrant=False)
+            for i in range(0, count, size)
+        ]
+        r_NLV, h_NLD = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+    sets = count // texts_per_set
     return Factors(
         r_NLV.reshape(sets, -1, r_NLV.shape[-1]),
-        h_NLD.float().reshape(sets, -1, h_NLD.shape[-1]),
+        h_NLD.reshape(sets, -1, h_NLD.shape[-1]),
         batch.label_mask_NL.reshape(sets, -1) / texts_per_set,
     )
+
+
+def _pairs(lm: LanguageModel, batch: Batch, embeds_NSE: Tensor) -> tuple[Tensor, Tensor]:
+    """(r, h) at every label position (N, L, V) and (N, L, D)."""
+    h_NLD = lm.hidden(embeds_NSE, batch.predict_at_NL)
+    return _residual(lm, h_NLD, batch.label_ids_NL), h_NLD.float()
 
 
 def _residual(lm: LanguageModel, h_NLD: Tensor, label_ids_NL: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from gradmm.data.task import BoundTask
-from gradmm.errors import DataError
+from gradmm.errors import DataError, NonFiniteError
 from gradmm.gradients.factors import Factors, Inner, inner, inner_dense, label_factors
+from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 
 
@@ -132,29 +133,47 @@ def compute_target(
     task: BoundTask,
     rows: Sequence[Iterable[list[str]]],
     progress: Callable[[int], None] = lambda rows: None,
+    limit: BatchLimit | None = None,
 ) -> ReleasedTarget:
     """Mean gradient per class over real rows, streamed.
 
     Args:
         lm: the model at whose weights the gradients are taken.
         task: the rendering.
-        rows: per class, batches of texts; each batch goes through the model at once.
+        rows: per class, batches of texts.
         progress: called with the number of rows of each batch that is done.
+        limit: rows that go through the model at once.
 
     Raises:
         DataError: if a row is longer than the model's context.
+        NonFiniteError: if a row's gradient is not finite.
+        OutOfMemoryError: if one row does not fit into memory.
     """
-    targets = []
-    for label, batches in enumerate(rows):
-        total = TargetAccumulator()
-        for texts in batches:
-            total.add(_summed(lm, task, texts, label), len(texts))
-            progress(len(texts))
-        targets.append(total.mean())
-    return ReleasedTarget(tuple(targets))
+    limit = limit or BatchLimit()
+    return ReleasedTarget(
+        tuple(class_target(lm, task, label, batches, limit, progress) for label, batches in enumerate(rows))
+    )
 
 
-def _summed(lm: LanguageModel, task: BoundTask, texts: list[str], label: int) -> Factors:
+@torch.no_grad()
+def class_target(
+    lm: LanguageModel,
+    task: BoundTask,
+    label: int,
+    batches: Iterable[list[str]],
+    limit: BatchLimit,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> ClassTarget:
+    """One class's mean gradient; arguments and errors as of `compute_target`."""
+    total = TargetAccumulator()
+    for texts in batches:
+        for sums in limit.map(lambda part: _summed(lm, task, part, label), texts, "computing the target"):
+            total.add(*sums)
+        progress(len(texts))
+    return total.mean()
+
+
+def _summed(lm: LanguageModel, task: BoundTask, texts: Sequence[str], label: int) -> tuple[Factors, int]:
     ids = [task.text_ids(text) for text in texts]
     for row, text in zip(ids, texts, strict=True):
         if len(row) > task.room:
@@ -164,4 +183,9 @@ def _summed(lm: LanguageModel, task: BoundTask, texts: list[str], label: int) ->
             )
     batch = task.collate(ids, [label] * len(ids)).to(lm.device)
     mean = label_factors(lm, batch, batch.embed(lm.embeddings_VE), len(ids))
-    return Factors(mean.r_KJV, mean.h_KJD, mean.weight_KJ * len(ids))
+    if not bool(torch.isfinite(mean.r_KJV).all() & torch.isfinite(mean.h_KJD).all()):
+        raise NonFiniteError(
+            f"the gradient of a row of class {task.task.label_names[label]!r} is not finite in {lm.dtype}; set "
+            "model.dtype to float32 (or bfloat16, if it is float16)"
+        )
+    return Factors(mean.r_KJV, mean.h_KJD, mean.weight_KJ * len(ids)), len(ids)

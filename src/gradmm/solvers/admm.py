@@ -24,6 +24,7 @@ from gradmm.errors import NonFiniteError
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+_REMEDY = "lower admm.learning_rate, or set model.dtype to float32 (or bfloat16, if it is float16)"
 
 
 class Problem(Protocol):
@@ -42,7 +43,7 @@ class Problem(Protocol):
 class AdmmConfig(BaseModel):
     """ADMM's settings; the paper's symbol in brackets."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     n_outer: int = Field(24, ge=0)
     """Outer iterations [T]."""
@@ -135,7 +136,7 @@ class Admm:
         x = x.detach().clone()
         z, codes = self.problem.project(x) if codes is None else (x.clone(), codes.clone())
         objective_K, rho_K = self._start(x)
-        score_K = self.problem.score(codes)
+        score_K = self._score(codes, 0)
         return AdmmState(
             x=x,
             z=z,
@@ -200,12 +201,13 @@ class Admm:
         x, m, v, objective_K = state.x, state.moment1.clone(), state.moment2.clone(), state.objective_K
         rho = _like(state.rho_K, x)
         anchor = state.z - state.dual / rho
-        count = int(state.inner)
-        for _ in range(self.config.n_inner):
+        count, bad_K = int(state.inner), torch.zeros_like(state.rho_K)
+        for step in range(1, self.config.n_inner + 1):
             x = x.detach().requires_grad_()
             objective_K = self.problem.objective(x)
             (grad,) = torch.autograd.grad(objective_K.sum(), x)
             x = x.detach()
+            bad_K = torch.where((bad_K == 0) & ~_is_finite(objective_K.detach(), grad), step, bad_K)
             grad = self._clip(grad + rho * (x - anchor))
             count += 1
             m.lerp_(grad, 1 - BETAS[0])
@@ -213,7 +215,7 @@ class Admm:
             root = (v / (1 - BETAS[1] ** count)).sqrt_().add_(EPSILON)
             x = x - self.config.learning_rate / (1 - BETAS[0] ** count) * m / root
         objective_K = objective_K.detach()
-        _check_finite(objective_K, x, int(state.outer) + 1)
+        _check_finite(bad_K, objective_K, int(state.outer) + 1)
         return replace(state, x=x, moment1=m, moment2=v, objective_K=objective_K, inner=torch.tensor(count))
 
     def _clip(self, grad: Tensor) -> Tensor:
@@ -227,8 +229,17 @@ class Admm:
         z, codes = self.problem.project(state.x + state.dual / _like(state.rho_K, state.x))
         return replace(state, z=z, codes=codes)
 
+    def _score(self, codes: Tensor, outer: int) -> Tensor:
+        score_K = self.problem.score(codes)
+        if not bool(torch.isfinite(score_K).all()):
+            raise NonFiniteError(
+                f"what the texts are worth is not finite after outer iteration {outer}: {score_K.tolist()}; "
+                f"{_REMEDY}"
+            )
+        return score_K
+
     def _keep_best(self, state: AdmmState) -> AdmmState:
-        score_K = self.problem.score(state.codes)
+        score_K = self._score(state.codes, int(state.outer))
         better_K = score_K < state.best_score_K
         return replace(
             state,
@@ -290,9 +301,16 @@ def _like(values_K: Tensor, x: Tensor) -> Tensor:
     return values_K.view(-1, *[1] * (x.dim() - 1))
 
 
-def _check_finite(objective_K: Tensor, x: Tensor, outer: int) -> None:
-    if not (bool(torch.isfinite(objective_K).all()) and bool(torch.isfinite(x).all())):
+def _is_finite(objective_K: Tensor, grad: Tensor) -> Tensor:
+    """Whether a block's objective and gradient are numbers (K,); asks nothing of the host."""
+    return torch.isfinite(objective_K) & torch.isfinite(grad.flatten(1)).all(1)
+
+
+def _check_finite(bad_K: Tensor, objective_K: Tensor, outer: int) -> None:
+    """Refuses the x-update if a block has an inner step (counted from 1) that was not finite."""
+    if bool((bad_K > 0).any()):
+        block = int((bad_K > 0).nonzero()[0])
         raise NonFiniteError(
-            f"the objective is not finite in outer iteration {outer}: {objective_K.tolist()}; "
-            "lower admm.learning_rate or use dtype float32"
+            f"objective or gradient stopped being finite in inner step {int(bad_K[block])} of outer iteration "
+            f"{outer} (block {block} of {len(bad_K)}; the objective is now {float(objective_K[block])}); {_REMEDY}"
         )

@@ -24,7 +24,7 @@ _ROUNDS = 20  # of resampling, before an LM that ends no sentence is given up on
 class LengthConfig(BaseModel):
     """How many tokens a text has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     distribution: Literal["natural", "fixed", "uniform", "normal"] = "natural"
     """`natural`: the LM's own sentences, cut at the last sentence end before a limit drawn uniformly between
@@ -58,7 +58,7 @@ class LengthConfig(BaseModel):
 class InitialConfig(BaseModel):
     """What ADMM starts from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: Literal["lm", "random"] = "lm"
     """`lm`: texts that the LM writes after the class's prompt; `random`: normal vectors (the paper)."""

@@ -14,6 +14,7 @@ from gradmm.data.task import BoundTask
 from gradmm.gradients.distances import DistanceConfig, distance
 from gradmm.gradients.factors import Factors, label_factors
 from gradmm.gradients.target import ReleasedTarget
+from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.solvers.projection import Projector
 
@@ -29,6 +30,7 @@ class GradientMatching:
         projector: vectors to readable tokens.
         labels_K: class of each block.
         lengths_KB: tokens of each text.
+        limit: texts whose activations are held at once; None holds all.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class GradientMatching:
         projector: Projector,
         labels_K: Sequence[int],
         lengths_KB: Tensor,
+        limit: BatchLimit | None = None,
     ) -> None:
         self.lm, self.task, self.target, self.config, self.projector = lm, task, target, config, projector
-        self.labels_K = list(labels_K)
+        self.labels_K, self.limit = list(labels_K), limit
         self.lengths_KB = lengths_KB.cpu()
         self.texts_per_block = lengths_KB.shape[1]
         self._labels_N = [label for label in self.labels_K for _ in range(self.texts_per_block)]
@@ -53,7 +56,7 @@ class GradientMatching:
     def objective(self, x: Tensor) -> Tensor:
         """D(G(X_k), target of k's class) for every block (K,); x is (K, B, T, E)."""
         embeds_NSE = self._batch.embed(self.lm.embeddings_VE, x.flatten(0, 1))
-        sets = label_factors(self.lm, self._batch, embeds_NSE, self.texts_per_block)
+        sets = label_factors(self.lm, self._batch, embeds_NSE, self.texts_per_block, self.limit)
         return block_distances(self.lm, self.target, self.config, sets, self.labels_K)
 
     def project(self, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +73,8 @@ class GradientMatching:
         """The objective of the *text*: decoded, and tokenised again as a user's trainer would."""
         ids = [self.task.text_ids(text) for text in self.texts(codes)]
         batch = self.task.collate(ids, self._labels_N).to(self.lm.device)
-        sets = label_factors(self.lm, batch, batch.embed(self.lm.embeddings_VE), self.texts_per_block)
+        embeds_NSE = batch.embed(self.lm.embeddings_VE)
+        sets = label_factors(self.lm, batch, embeds_NSE, self.texts_per_block, self.limit)
         return block_distances(self.lm, self.target, self.config, sets, self.labels_K)
 
     def texts(self, codes: Tensor) -> list[str]:

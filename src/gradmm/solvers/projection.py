@@ -25,7 +25,7 @@ from gradmm.decoding import PromptCache, decode
 class ProjectionConfig(BaseModel):
     """How vectors become text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     order: Literal["proximal", "nearest_then_probable", "probable_then_nearest"] = "proximal"
     """How nearness and probability are weighed; see the module's head."""

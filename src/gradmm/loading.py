@@ -1,0 +1,208 @@
+"""Where a language model comes from: its settings, its folder or Hub id, and what to do if it cannot be loaded.
+
+A local folder is read without a network, weights come from safetensors alone (no pickle is ever opened), and
+whatever transformers raises becomes a `ModelError` with a remedy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from gradmm.errors import ModelError, listed
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+DEMO_MODEL = "demo"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_WHOLE = (
+    "Give a folder with config.json, safetensors weights and tokenizer, or the id of a causal LM on the Hub "
+    "(HF_HUB_OFFLINE=1 reads the local cache only)."
+)
+_TOKENIZER = (
+    "Give a folder that also holds the tokenizer's files (tokenizer.json, tokenizer_config.json), as "
+    "tokenizer.save_pretrained writes them."
+)
+_REMEDIES = {
+    "trust_remote_code": "Its code is not part of transformers: read it, then set trust_remote_code=True.",
+    "safetensorerror": "The weights are damaged or cut short; copy or download them again.",
+    "ignore_mismatched_sizes": (
+        "The weights have other shapes than config.json says; give the config.json that was saved with them."
+    ),
+    "unrecognized configuration class": (
+        "It is no causal LM (an encoder-decoder, a masked LM or another kind), so no next token follows a text; "
+        "use a decoder-only model such as GPT-2, Llama or Qwen."
+    ),
+    "file named model.safetensors": (
+        "It has no safetensors weights, and pickles, which can run code, are never opened here; where you trust "
+        "it, load it once with transformers and write it to a folder with save_pretrained."
+    ),
+}
+"""What to do, by a part of what transformers says."""
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+
+
+class ModelConfig(BaseModel):
+    """Which model, and how it is held."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_name_or_path: str = DEMO_MODEL
+    """Hub id, local folder, or `demo` for the model that ships in the package."""
+    revision: str | None = None
+    """Git revision on the Hub."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the body; factors, distances and the ADMM state are always float32."""
+    device: str = "auto"
+    """`auto` takes CUDA, then MPS, then the CPU; or any torch device."""
+    attn_implementation: str | None = None
+    """As in transformers; None leaves the choice to it."""
+    trust_remote_code: bool = False
+    """Runs code that comes with the model; off unless asked for."""
+
+
+def model_path(name: str) -> str:
+    """The folder or Hub id behind a name; `demo` is the packaged model."""
+    if name == DEMO_MODEL:
+        return str(Path(__file__).parent / "assets" / "reviews6m")
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise ModelError(f"no model folder at {name!r}; give a folder with config.json, a Hub id, or 'demo'")
+    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+
+
+def load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
+    """A transformers model, on its device, and its tokenizer.
+
+    Raises:
+        ModelError: if they cannot be loaded, saying why and what to do.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    path = model_path(config.model_name_or_path)
+    is_folder = Path(path).is_dir()
+    if is_folder:
+        _check_folder(Path(path))
+    shared = {
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
+        "local_files_only": is_folder,
+    }
+    loaded: Any  # model and report; the stubs know of the model alone
+    with _without_progress_bars():
+        with _explained(config, f"cannot read the settings of {path!r}", _WHOLE):
+            AutoConfig.from_pretrained(path, **shared)
+        with _explained(config, f"cannot load the tokenizer of {path!r}", _TOKENIZER):
+            tokenizer = AutoTokenizer.from_pretrained(path, **shared)
+        with _explained(config, f"cannot load {path!r} as a causal language model", _WHOLE):
+            loaded = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=DTYPES[config.dtype],
+                attn_implementation=config.attn_implementation,
+                use_safetensors=True,
+                output_loading_info=True,
+                **shared,
+            )
+    model, report = loaded
+    if report["missing_keys"]:
+        raise ModelError(
+            f"{path!r} has no weights for {listed(report['missing_keys'])}, so transformers drew them at random; "
+            "give a checkpoint of a whole causal LM"
+        )
+    return _moved(model, config.device), tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    """What is wrong with a folder before a library looks at it."""
+    settings = folder / "config.json"
+    if not settings.is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        remedy = (
+            "merge the adapter into its model and save that" if adapter else "give a folder that save_pretrained"
+        )
+        remedy += "" if adapter else " wrote, or a Hub id"
+        raise ModelError(f"{str(folder)!r} has no config.json{' but an adapter' if adapter else ''}; {remedy}")
+    try:
+        is_mapping = isinstance(json.loads(settings.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError) as err:
+        raise ModelError(f"{str(settings)!r} is no JSON: {err}; copy the model again") from err
+    if not is_mapping:
+        raise ModelError(f"{str(settings)!r} holds no settings (a JSON object is needed); copy the model again")
+    if any((folder / name).is_file() for name in _WEIGHTS):
+        return
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ModelError(
+            f"{str(folder)!r} has weights as pickle only ({listed(pickles)}), which can run code and is never "
+            f"opened here; where you trust it, convert it once: "
+            f"AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+        )
+    raise ModelError(f"{str(folder)!r} has no weights ({' or '.join(_WEIGHTS)}); copy the whole model")
+
+
+@contextmanager
+def _explained(config: ModelConfig, failed: str, remedy: str) -> Iterator[None]:
+    """Makes whatever transformers and its readers raise, which is of every kind, a `ModelError`."""
+    try:
+        yield
+    except Exception as err:
+        text = (str(err).strip() or type(err).__name__).split("\nModel type should be one of")[0]
+        if not isinstance(err, OSError | ValueError | ImportError):
+            text = f"{type(err).__name__}: {text}"
+        raise ModelError(f"{failed}: {text}\n{_known_remedy(err, config) or remedy}") from err
+
+
+def _known_remedy(err: Exception, config: ModelConfig) -> str | None:
+    """What to do, by what is said."""
+    said = f"{type(err).__name__} {err}".lower()
+    attention = config.attn_implementation
+    if attention and any(sign in said for sign in ("attn_implementation", "flash", "sdpa", "attention impl")):
+        return f"attn_implementation={attention!r} cannot be used here; leave it out, or give 'sdpa' or 'eager'."
+    if "does not recognize this architecture" in said or "should have a `model_type`" in said:
+        import transformers
+
+        return (
+            f"transformers {transformers.__version__} does not know this model_type: install a newer "
+            "transformers, or, if the model brings code of its own, read it and set trust_remote_code=True."
+        )
+    return next((remedy for sign, remedy in _REMEDIES.items() if sign in said), None)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging as transformers_logging
+
+    showed = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if showed:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _moved(model: Any, name: str) -> Any:
+    device = _device(name)
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as err:
+        raise ModelError(f"device {name!r} cannot be used here: {err}; try 'auto' or 'cpu'") from err
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        try:
+            return torch.device(name)
+        except RuntimeError as err:
+            raise ModelError(f"device {name!r} is unknown to torch; try 'auto', 'cpu' or 'cuda'") from err
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

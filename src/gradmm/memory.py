@@ -1,0 +1,78 @@
+"""How many texts go through the model at once, and what happens when they are too many for the memory.
+
+Work is done in batches of `BatchLimit.size`. Where the memory does not hold one, the limit is halved, once and
+for the whole run, and the batch is done again in smaller ones. What is computed changes by rounding only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+from gradmm.errors import OutOfMemoryError
+
+log = logging.getLogger("gradmm")
+Item = TypeVar("Item")
+Out = TypeVar("Out")
+
+
+class BatchLimit:
+    """Texts that go through the model at once; falls when memory runs out.
+
+    Args:
+        size: texts to begin with, at least 1.
+    """
+
+    def __init__(self, size: int = 64) -> None:
+        assert size >= 1, size
+        self.size = size
+
+    def lower(self, error: BaseException, doing: str, texts: int | None = None) -> None:
+        """Halves the limit because of an error; re-raises one that is not about memory.
+
+        Args:
+            error: what was raised.
+            doing: what was being done, for messages.
+            texts: how many texts were too many, where that may be fewer than the limit.
+
+        Raises:
+            OutOfMemoryError: if a single text was too much.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        before = min(self.size, texts or self.size)
+        if before == 1:
+            raise OutOfMemoryError(
+                f"a single text does not fit into memory while {doing} ({_first_line(error)}); what would: "
+                "texts with fewer tokens (lengths.max_tokens, a shorter template or instruction), a body in half "
+                "the bytes (model.dtype bfloat16), a smaller model, or a device with more memory (model.device)"
+            ) from error
+        self.size = before // 2
+        log.warning("out of memory with %d texts at once while %s: from here on %d", before, doing, self.size)
+
+    def map(self, work: Callable[[Sequence[Item]], Out], items: Sequence[Item], doing: str) -> Iterator[Out]:
+        """Does work on consecutive parts of at most `size` items, halving it when memory runs out."""
+        start = 0
+        while start < len(items):
+            part = items[start : start + self.size]
+            try:
+                out = work(part)
+            except (RuntimeError, MemoryError) as error:
+                self.lower(error, doing, len(part))
+                continue  # outside of the handler, whose traceback holds the tensors that were too many
+            yield out
+            start += len(part)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device; torch's CPU allocator has no class of its own."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
