@@ -73,7 +73,7 @@ def test_a_stage_that_has_done_nothing_yet_can_be_told(clock: None, capsys: pyte
     with make_reporter().stage("work", 1, "rows") as stage:
         for _ in range(3):
             stage.advance(0)
-    assert "work: 0 of 1 rows, " in capsys.readouterr().err
+    assert "work: 0 of 1 rows\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), ValueError()])
@@ -129,10 +129,26 @@ def test_the_log_is_let_go_of_after_a_failure(tmp_path: Path) -> None:
     assert (tmp_path / "é.log").read_text().endswith(" work: 3 rows\n")
 
 
-def test_no_log_is_asked_for() -> None:
-    before = list(log.handlers)
-    with logging_to(None):
-        assert log.handlers == before
+def test_a_log_that_cannot_be_written_is_left_and_the_work_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_reporter(quiet=True)
+    with logging_to(tmp_path / "run.log"):
+        handler = log.handlers[-1]
+        monkeypatch.setattr(handler.stream, "write", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+        work(Reporter())
+        assert handler not in log.handlers
+    path = tmp_path / "run.log"
+    assert capsys.readouterr().err == f"cannot write {path} ([Errno 28] No space left); going on without it\n"
+
+
+def test_lines_hold_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_reporter()
+    with logging_to(tmp_path / "run.log"):
+        log.warning("a class named %s\nand one more", "\x1b[2Jx\r\u202e")
+    told = "a class named \\x1b[2Jx\\r\\u202e\nand one more\n"
+    assert capsys.readouterr().err == told
+    assert (tmp_path / "run.log").read_text().endswith(f" {told}")
 
 
 # ---- bars
@@ -142,7 +158,7 @@ def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert isinstance(make_reporter(), RichReporter)
     assert not isinstance(make_reporter(quiet=True), RichReporter)
-    assert not [h for h in log.handlers if isinstance(h, logging.StreamHandler) and h.stream is sys.stderr]
+    assert [h.level for h in log.handlers if isinstance(h, logging.StreamHandler)] == [logging.WARNING]
 
 
 def test_bars_work_where_there_is_no_terminal(

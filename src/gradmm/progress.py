@@ -9,9 +9,11 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
+
+from gradmm.errors import printable_lines
 
 log = logging.getLogger("gradmm")
 EVERY = 10.0  # seconds between two plain lines of one stage
@@ -49,9 +51,13 @@ class _PlainStage:
         now = time.monotonic()
         if now - self.spoke >= EVERY:
             self.spoke = now
-            left = (now - self.began) / max(self.done, 1e-9) * (self.total - self.done)
             counts = (self.done, self.total, self.unit)
-            log.info("%s: %g of %g %s%s, %.0f s left", self.name, *counts, self.figures, left)
+            log.info("%s: %g of %g %s%s%s", self.name, *counts, self.figures, self._left(now))
+
+    def _left(self, now: float) -> str:
+        if not self.done:
+            return ""  # at this rate it takes for ever
+        return f", {(now - self.began) / self.done * (self.total - self.done):.0f} s left"
 
 
 class RichReporter(Reporter):
@@ -89,32 +95,59 @@ def _written(figures: dict[str, float]) -> str:
     return "".join(f"  {name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
 
 
+class _Lines(logging.Formatter):
+    """Messages may hold names and excerpts from data: no control characters reach a screen or a log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
+class _Screen(logging.StreamHandler[TextIO]):
+    """Writes to whatever `sys.stderr` is at that moment: bars that are shown take it over."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(sys.stderr)
+        self.setLevel(level)
+        self.setFormatter(_Lines("%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+class _LogFile(logging.FileHandler):
+    """Says once that it cannot write, and leaves; a log is no reason to lose a run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        log.removeHandler(self)
+        log.warning("cannot write %s (%s); going on without it", self.baseFilename, sys.exc_info()[1])
+
+
 def make_reporter(quiet: bool = False) -> Reporter:
-    """Bars if stderr is a terminal, lines otherwise; sets up the log accordingly."""
+    """Bars if stderr is a terminal, lines otherwise, and warnings always; sets up the log accordingly."""
     log.setLevel(logging.INFO)
-    for handler in [h for h in log.handlers if getattr(h, "gradmm_screen", False)]:
+    for handler in [h for h in log.handlers if isinstance(h, _Screen)]:
         log.removeHandler(handler)
-    if quiet or sys.stderr.isatty():
-        return Reporter() if quiet else RichReporter()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    handler.gradmm_screen = True  # type: ignore[attr-defined]
-    log.addHandler(handler)
-    return Reporter()
+    bars = not quiet and sys.stderr.isatty()
+    log.addHandler(_Screen(logging.WARNING if quiet or bars else logging.INFO))
+    return RichReporter() if bars else Reporter()
 
 
 @contextmanager
-def logging_to(path: Path | None) -> Iterator[None]:
-    """Appends the log to a file for a while."""
-    if path is None:
+def logging_to(path: Path) -> Iterator[None]:
+    """Appends the log to a file for a while; if that cannot be, says so and goes on."""
+    try:
+        handler = _LogFile(path, encoding="utf-8")
+    except OSError as err:
+        log.warning("cannot write %s (%s); going on without it", path, err)
         yield
         return
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    handler.setFormatter(_Lines("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # lines that the disk had no room for, which was told of
+            handler.close()

@@ -1,70 +1,144 @@
 """The run folder: what a run leaves behind, written so that a kill at any moment loses nothing.
 
-    config.yaml  environment.json  metrics.json  run.log
+    fingerprint.json  config.yaml  environment.json  metrics.json  run.log
     data/synthetic.parquet  data/synthetic.jsonl
-    state/       checkpoints of an unfinished run; removed when it is done
+    SHA256SUMS   of all of these but the log; written last, so a folder that has it is complete
+    state/       lock and checkpoints of an unfinished run; removed when it is done
 
-Every file is written beside its place and moved there whole. A run belongs to its fingerprint (settings,
-data, model): another run does not continue in its folder.
+Every file is written beside its place and moved there whole. Checkpoints carry a checksum of their own. A run
+belongs to its fingerprint (settings, data, model): another run does not continue in its folder, and no second
+process works in it.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import logging
 import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gradmm.errors import RunFolderError
+from gradmm.locking import LOCK, OWNER, RunLock
 
-FINGERPRINT = "fingerprint.json"
+log = logging.getLogger("gradmm")
+FINGERPRINT, SUMS, LOG, STATE = "fingerprint.json", "SHA256SUMS", "run.log", "state"
+_PRESENT = ("config.yaml", "data/synthetic.jsonl", "data/synthetic.parquet", "environment.json", "metrics.json")
+_TEMPORARY = ".tmp"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_LINE = re.compile(r"([0-9a-f]{64})  (\S[^\x00-\x1f]*)")
+_CODE = re.compile(r"\bcode: (\d+)|\bos error (\d+)")
+Resume = Literal["never", "always", "if_possible"]
 
 
 class RunFolder:
-    """A folder for one run.
+    """A folder for one run, held by this process until it is closed.
 
     Args:
         path: made if it does not exist.
         fingerprint: what the run's results depend on.
+        resume: whether a run that is there already is gone on with. `never` takes a new or empty folder alone,
+            `always` one that holds a run alone.
 
     Raises:
-        RunFolderError: if the folder holds another run or something else.
+        RunFolderError: if the folder holds another run, a damaged one or something else, is in use by another
+            process, cannot be written, or is not what `resume` asks for.
     """
 
-    def __init__(self, path: str | Path, fingerprint: Mapping[str, Any]) -> None:
-        self.path = Path(path).expanduser()
-        self._claim(json.loads(json.dumps(fingerprint)))
+    def __init__(self, path: str | Path, fingerprint: Mapping[str, Any], resume: Resume = "if_possible") -> None:
+        self.path = Path(os.path.expanduser(path))
+        self._lock: RunLock | None = None
+        self._sums: dict[str, str] = {}
+        wanted = json.loads(json.dumps(fingerprint))
+        self._run = json.dumps(wanted, sort_keys=True)
+        self._check_place(resume)
+        if self._is_done(wanted):
+            return
+        try:
+            self._take(wanted, resume)
+        except BaseException:
+            self.close()  # what holds the exception would hold the lock as well
+            raise
 
-    def _claim(self, fingerprint: dict[str, Any]) -> None:
-        marker = self.path / FINGERPRINT
-        if self.path.exists() and not self.path.is_dir():
-            raise RunFolderError(f"{self.path} is a file; give a folder for the run")
-        if marker.is_file():
-            self._compare(self._marked(marker), fingerprint)
-        elif self.path.is_dir() and any(not p.name.startswith(f".{FINGERPRINT}.") for p in self.path.iterdir()):
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets other processes in."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _check_place(self, resume: Resume) -> None:
+        with _explained(self.path, "read"):
+            if self.path.exists() and not self.path.is_dir():
+                raise RunFolderError(f"{self.path} is a file; give a folder for the run")
+            foreign = self.path.is_dir() and not all(map(_is_ours, self.path.iterdir()))
+            holds_run = (self.path / FINGERPRINT).exists()  # asked last: it comes before all that is foreign
+        if resume == "never" and holds_run:
+            raise RunFolderError(
+                f"{self.path} holds a run already and resume is 'never'; give a new folder, or resume it"
+            )
+        if resume == "always" and not holds_run:
+            raise RunFolderError(
+                f"{self.path} holds no run and resume is 'always'; give the folder of one, or resume 'if_possible'"
+            )
+        if foreign and not holds_run:
             raise RunFolderError(f"{self.path} holds files that are not a run's; give an empty or a new folder")
-        else:
-            try:
-                self.write_json(FINGERPRINT, fingerprint)
-            except OSError as err:
-                raise RunFolderError(f"cannot make the run folder {self.path} ({err}); give another") from err
-        (self.path / "state").mkdir(exist_ok=True)
 
-    def _marked(self, marker: Path) -> dict[str, Any]:
+    def _is_done(self, fingerprint: dict[str, Any]) -> bool:
+        """Whether this run has ended here, and all that it left is as it was."""
+        with _explained(self.path, "read"):
+            if not (self.path / FINGERPRINT).is_file():
+                return False
+            self._compare(self._marked(), fingerprint)
+            if self.is_complete:
+                self._check_sums()
+            return self.is_complete
+
+    def _take(self, fingerprint: dict[str, Any], resume: Resume) -> None:
+        try:
+            with _explained(self.path, "made"):
+                (self.path / STATE).mkdir(parents=True, exist_ok=True)
+                self._lock = RunLock(self.path / STATE, self.path)
+                for left in self.path.rglob(f".*{_TEMPORARY}"):  # by a process that was killed
+                    left.unlink(missing_ok=True)
+        except RunFolderError:
+            if not self.is_complete:  # if it is, whoever held it has ended the run and is tidying up
+                raise
+        self._check_place(resume)  # a run may have come, and ended, while the lock was another's
+        if self._is_done(fingerprint):
+            self.close()
+        elif (self.path / FINGERPRINT).is_file():
+            self._sums[FINGERPRINT] = _sha256(self.path / FINGERPRINT)
+        else:
+            self.write_json(FINGERPRINT, fingerprint)
+
+    def _marked(self) -> dict[str, Any]:
+        marker = self.path / FINGERPRINT
         try:
             found = json.loads(marker.read_text(encoding="utf-8"))
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise RunFolderError(f"{marker} is damaged; give another folder")
+            raise RunFolderError(f"{marker} is damaged; restore it, or give another folder")
         return found
 
     def _compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -83,27 +157,50 @@ class RunFolder:
     @property
     def is_complete(self) -> bool:
         """Whether the run has ended."""
-        return (self.path / "metrics.json").is_file()
+        return (self.path / SUMS).is_file()
 
     def write(self, name: str, write: Callable[[Path], object]) -> Path:
-        """Calls `write` with a temporary path, then moves the file to its place in one step."""
+        """Calls `write` with a temporary path, then moves the file to its place in one step.
+
+        Raises:
+            RunFolderError: if the disk is full, the folder cannot be written or is gone; what was there before
+                stays as it was.
+        """
         target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
-        try:
-            write(Path(temporary))
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with _explained(self.path, f"written to ({name})"):
+            self._check_held()
+            if target.parent != self.path:  # a run folder that is gone stays gone
+                target.parent.mkdir(exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_TEMPORARY)
+            os.close(handle)
+            try:
+                write(Path(temporary))
+                with open(temporary, "rb+") as file:  # Windows flushes what is open for writing alone
+                    os.fsync(file.fileno())
+                os.chmod(temporary, 0o644)
+                digest = _sha256(Path(temporary))
+                os.replace(temporary, target)
+                self._sums[name] = digest
+            except BaseException:
+                with suppress(OSError):  # why it failed is what counts
+                    os.unlink(temporary)
+                raise
         return target
+
+    def _check_held(self) -> None:
+        assert self._lock is not None, f"{self.path} is closed"
+        lock = self.path / STATE / LOCK
+        if not self.path.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+        if not self._lock.is_intact:
+            raise RunFolderError(
+                f"{lock} was removed or replaced while this process held it, so another one may be at work in "
+                f"{self.path}; see that none is, then the same command goes on from the last checkpoint"
+            )
 
     def write_text(self, name: str, text: str) -> Path:
         """Writes UTF-8 text."""
-        return self.write(name, lambda path: path.write_text(text, encoding="utf-8"))
+        return self.write(name, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
 
     def write_json(self, name: str, value: Any) -> Path:
         """Writes JSON, indented."""
@@ -116,37 +213,121 @@ class RunFolder:
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
     def save_state(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Writes a checkpoint: tensors, and facts that JSON can hold, in one file."""
+        """Writes a checkpoint: tensors, and facts that JSON can hold, in one file with its checksum."""
         cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        self.write(
-            f"state/{name}.safetensors",
-            lambda path: save_file(cpu, path, metadata={"facts": json.dumps(dict(facts))}),
-        )
+        about = json.dumps(dict(facts))
+        metadata = {"facts": about, "sha256": _digest(self._run, name, about, cpu)}
+        self.write(f"{STATE}/{name}.safetensors", lambda path: save_file(cpu, path, metadata=metadata))
 
     def load_state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Reads a checkpoint; None if there is none.
+        """Reads a checkpoint; None if there is none, or if it is damaged, which is logged: it is made again."""
+        path = self.path / STATE / f"{name}.safetensors"
+        with _explained(self.path, f"read ({STATE}/{path.name})"):
+            if not path.is_file():
+                return None
+            try:
+                return self._read_state(name, path)
+            except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as err:
+                log.warning("%s is damaged (%s); that part of the run is done again", path, err)
+                path.unlink(missing_ok=True)
+                return None
 
-        Raises:
-            RunFolderError: if the file is damaged.
-        """
-        path = self.path / "state" / f"{name}.safetensors"
-        if not path.is_file():
-            return None
-        from safetensors import safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-            return load_file(path), facts
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as err:
-            raise RunFolderError(
-                f"{path} is damaged ({err}); delete it, and its part of the run is done again"
-            ) from err
+    def _read_state(self, name: str, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        tensors, facts = load_file(path), json.loads(metadata["facts"])
+        if _digest(self._run, name, metadata["facts"], tensors) != metadata["sha256"]:
+            raise ValueError("its checksum is another")
+        return tensors, facts
 
     def finish(self) -> None:
-        """Removes the checkpoints."""
-        if (self.path / "state").is_dir():
-            shutil.rmtree(self.path / "state")
+        """Completes the folder: checksums of what was written, no checkpoints, no lock."""
+        if not self.is_complete:
+            stays = sorted(name for name in self._sums if not name.startswith(f"{STATE}/"))
+            self.write_text(SUMS, "".join(f"{self._sums[name]}  {name}\n" for name in stays))
+        self.close()
+        state = self.path / STATE
+        shutil.rmtree(state, ignore_errors=True)  # another process may be tidying too
+        if state.is_dir():
+            log.warning("%s cannot be removed; the run is complete and needs it no more", state)
+
+    def _check_sums(self) -> None:
+        """Every artefact of a complete run is as it was left; damage is not mended, for the run is over."""
+        for name, expected in self._read_sums().items():
+            path = self.path / name
+            if not path.is_file() or _sha256(path) != expected:
+                fault = "is not as the run left it" if path.is_file() else "is missing"
+                raise RunFolderError(
+                    f"{path} {fault} ({SUMS} has {expected[:12]}...); restore it, or run anew in another folder"
+                )
+
+    def _read_sums(self) -> dict[str, str]:
+        """The checksums by name; a list that is cut, changed or leads out of the folder is refused."""
+        path, sums = self.path / SUMS, dict[str, str]()
+        lines = path.read_bytes().decode("utf-8", "backslashreplace").split("\n")
+        for number, line in enumerate(lines[:-1], 1):
+            match = _LINE.fullmatch(line)
+            if match is None or match[2] in sums or not _is_inside(match[2]):
+                raise self._damaged(path, f"line {number} is {line[:100]!r}")
+            sums[match[2]] = match[1]
+        if lines[-1]:
+            raise self._damaged(path, f"it ends with {lines[-1][:100]!r}")
+        for name in (*_PRESENT, FINGERPRINT):
+            if name not in sums:
+                raise self._damaged(path, f"{name} is not in it")
+        return sums
+
+    def _damaged(self, path: Path, how: str) -> RunFolderError:
+        return RunFolderError(f"{path} is damaged ({how}); restore it, or run anew in another folder")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file may be there before the fingerprint is: left by a process that was killed at once."""
+    if path.name == STATE and path.is_dir():
+        return all(item.name in (LOCK, OWNER) for item in path.iterdir())
+    return path.name.startswith(f".{FINGERPRINT}.") and path.name.endswith(_TEMPORARY)
+
+
+@contextmanager
+def _explained(path: Path, done: str) -> Iterator[None]:
+    """Says what an error of the operating system means for a run, and how the run can go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as err:
+        raise RunFolderError(f"the run folder {path} cannot be {done}: {_remedy(err, path)}") from err
+
+
+def _remedy(err: Exception, path: Path) -> str:
+    found = _CODE.search(str(err))  # safetensors tells the number in its text alone
+    code = getattr(err, "errno", None) or (int(found[1] or found[2]) if found else None)
+    again = "the same command goes on from the last checkpoint"
+    if code in _FULL:
+        return f"no space is left ({err}); make room, then {again}"
+    if code in _CLOSED:
+        return f"it is read-only or not yours ({err}); see to its permissions, or give another folder"
+    if not os.path.isdir(path):  # `Path.is_dir` raises for a name that is too long
+        return f"it is not there any more or never was ({err}); put it back or give another folder"
+    return f"{err}; mend that, then {again}"
+
+
+def _digest(run: str, name: str, about: str, tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of a checkpoint's content, its name and its run: one that was copied from elsewhere is none."""
+    digest = hashlib.sha256(json.dumps([run, name, about]).encode())
+    for key, value in sorted(tensors.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name is that of a file within the folder, on every system."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and not set(name) & {"\\", ":"}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def as_json(value: Any) -> Any:
