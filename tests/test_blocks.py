@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from gradmm.blocks import BlockRunner, make_generator
+from gradmm.blocks import BlockRunner, make_generator, plan_blocks
 from gradmm.config import GenerateConfig
 from gradmm.gradients.target import compute_target
 from gradmm.solvers.admm import AdmmConfig
@@ -86,12 +86,29 @@ def test_writes_as_many_texts_per_class_as_asked_for(whole):
 
 
 @pytest.mark.parametrize(
-    ("texts", "block_size", "blocks", "made"), [(50, 10, 5, 10), (5, 4, 2, 3), (3, 10, 1, 3), (7, 1, 7, 1)]
+    ("counts", "block_size", "sizes"),
+    [
+        ((50, 50), 10, [(10, c) for c in (0, 0, 0, 0, 0, 1, 1, 1, 1, 1)]),
+        ((5, 5), 4, [(3, 0), (3, 1), (2, 0), (2, 1)]),
+        ((3, 3), 10, [(3, 0), (3, 1)]),
+        ((2, 7, 1), 3, [(3, 1), (2, 0), (2, 1), (2, 1), (1, 2)]),
+    ],
 )
-def test_blocks_are_as_equal_as_possible(demo_lm, demo_task, texts, block_size, blocks, made):
-    runner = BlockRunner(demo_lm, demo_task, config(texts_per_class=texts, block_size=block_size))
-    assert (runner.block_size, runner.labels) == (made, [0] * blocks + [1] * blocks)
-    assert runner.steps == 2 * blocks * 3
+def test_blocks_are_as_few_and_as_equal_as_possible(counts, block_size, sizes):
+    assert [(block.size, block.label) for block in plan_blocks(counts, block_size)] == sizes
+
+
+def test_steps_are_those_of_all_blocks(demo_lm, demo_task):
+    runner = BlockRunner(demo_lm, demo_task, config(block_size=3), counts=(7, 2))
+    assert runner.steps == (3 + 1) * 3
+
+
+def test_every_class_gets_its_own_number_of_texts(demo_lm, demo_task, target, tmp_path):
+    runner = BlockRunner(demo_lm, demo_task, config(block_size=3), counts=(5, 1))
+    made = runner.run(target, RunFolder(tmp_path / "run", {}), FakeStage())
+    assert [len(own) for own in made.texts] == [5, 1]
+    assert [(stop["first_block"], stop["blocks"]) for stop in made.stops] == [(0, 1), (1, 1), (2, 1)]
+    assert [len(own) for own in runner.sample_texts("plain")] == [5, 1]
 
 
 def test_progress_adds_up_to_all_steps(go, tmp_path, demo_lm, demo_task):
@@ -161,7 +178,7 @@ def test_when_a_block_stops_does_not_depend_on_the_batch_size(go, tmp_path):
 
 def starts_of(demo_lm, demo_task, target, settings):
     runner = BlockRunner(demo_lm, demo_task, settings)
-    return [runner._start(target, block) for block in range(len(runner.labels))]
+    return [runner._start(target, block) for block in range(len(runner.plan))]
 
 
 @pytest.mark.parametrize("source", ["lm", "random"])
@@ -184,8 +201,7 @@ def test_the_best_of_several_blocks_is_kept(demo_lm, demo_task, target, source):
     settings = config(initial=InitialConfig(source=source, candidates=5))
     runner = BlockRunner(demo_lm, demo_task, settings)
     for block in (0, 3):
-        label = runner.labels[block]
-        draws = runner._draw(make_generator(0, "initial", block), label)
+        label, draws = runner.plan[block].label, runner._draw(block)
         values = []
         for draw in draws:
             problem = GradientMatching(
@@ -208,9 +224,9 @@ def test_generators_differ_by_seed_and_purpose_alone():
 
 
 def test_plain_samples_are_per_class_and_reproducible(demo_lm, demo_task):
-    runner = BlockRunner(demo_lm, demo_task, TINY)
-    texts = runner.sample_texts(4, "reference")
-    assert [len(own) for own in texts] == [4, 4]
-    assert len({text for own in texts for text in own}) == 8
-    assert runner.sample_texts(4, "reference") == texts
-    assert runner.sample_texts(4, "other") != texts
+    runner = BlockRunner(demo_lm, demo_task, TINY, counts=(4, 2))
+    texts = runner.sample_texts("reference")
+    assert [len(own) for own in texts] == [4, 2]
+    assert len({text for own in texts for text in own}) == 6
+    assert runner.sample_texts("reference") == texts
+    assert runner.sample_texts("other") != texts

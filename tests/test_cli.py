@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -135,7 +136,7 @@ def test_the_installed_command_tells_its_version() -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [[], ["nonsense"], ["generate", "--bogus"], ["generate", "-n", "0"], ["generate", "--seed", "-1"]],
+    [[], ["nonsense"], ["generate", "--bogus"], ["generate", "--resume", "perhaps"], ["generate", "-d"]],
 )
 def test_what_cannot_be_meant_ends_with_2(args: list[str], run: Run) -> None:
     outcome = run(*args)
@@ -162,7 +163,8 @@ def test_a_set_that_is_not_yaml_ends_with_2(run: Run) -> None:
 
 
 def test_what_is_not_there_ends_with_1(run: Run, data: list[str]) -> None:
-    missing = f"./nope.csv: no 'nope.csv' in {Path().absolute()}"
+    empty = f"{Path().absolute()}, which is empty; give the path of a file that is there"
+    missing = f"./nope.csv: no 'nope.csv' in {empty}"
     refused(run, 1, missing, "generate", "--data", "./nope.csv", "--task", "sst2")
     no_model = "no model folder at './nope'; give a folder with config.json, a Hub id, or 'demo'"
     refused(run, 1, no_model, "generate", "--model", "./nope", "--task", "sst2", *data)
@@ -232,6 +234,82 @@ def test_generate_with_verbalisers_for_other_classes(run: Run, data: list[str]) 
     refused(run, 2, told, "generate", *data, "--verbaliser", "good= x", "--verbaliser", "bad= y")
 
 
+# ---- classes, counts, resumption, model
+
+
+@pytest.fixture
+def moods(tmp_path: Path) -> list[str]:
+    """Three classes of unequal size."""
+    counts = {"sadness": 6, "joy": 3, "fear": 3}
+    rows = [
+        {"text": f"I am full of {mood} {n}.", "label": mood}
+        for mood, count in counts.items()
+        for n in range(count)
+    ]
+    (tmp_path / "moods.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return ["--data", "moods.jsonl", "--template", "{text} I feel", *SETS, "-q"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "counts"),
+    [
+        (["-n", "2"], {"fear": 2, "joy": 2, "sadness": 2}),
+        (["-n", "joy=1, sadness=3,fear=2"], {"fear": 2, "joy": 1, "sadness": 3}),
+        (["-n", "4", "--class-balance", "proportional"], {"fear": 3, "joy": 3, "sadness": 6}),
+        (["-n", "2", "--classes", "sadness, joy"], {"sadness": 2, "joy": 2}),
+    ],
+)
+def test_every_class_gets_the_texts_that_were_asked_for(
+    flags: list[str], counts: dict[str, int], run: Run, moods: list[str]
+) -> None:
+    outcome = run("generate", *moods, *flags, "-o", "a")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = Path("a/data/synthetic.jsonl").read_text().splitlines()
+    names = list(counts)  # in the order of the labels
+    found = Counter(names[json.loads(line)["label"]] for line in lines)
+    assert found == counts
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["-n", "joy=1,sad=3,fear=2"], "texts_per_class lists 'sad', which is no class; did you mean 'sadness'?"),
+        (["-n", "joy=1"], "texts_per_class lists no number for fear, sadness; give one for every class"),
+        (["-n", "joy=1,fear"], "--texts-per-class 'fear' has no '='; write it as 'sadness=20,joy=80'"),
+        (
+            ["-n", "joy=1,fear=x,sadness=1"],
+            "texts_per_class: give a whole number of at least 1, or one for each label name (fear has 'x')",
+        ),
+        (["--class-balance", "fair"], "class_balance: Input should be 'equal' or 'proportional' (it is 'fair')"),
+        (
+            ["--dtype", "float8"],
+            "model.dtype: Input should be 'float32', 'bfloat16' or 'float16' (it is 'float8')",
+        ),
+    ],
+)
+def test_counts_and_types_that_cannot_be_meant(flags: list[str], told: str, run: Run, moods: list[str]) -> None:
+    assert run("generate", *moods, *flags, "-o", "a") == Outcome(2, "", f"error: {told}\n")
+    assert not Path("a").exists()
+
+
+def test_resume_says_whether_a_run_is_gone_on_with(run: Run, data: list[str]) -> None:
+    flags = ["generate", *data, "-n", "1", *SETS, "-o", "a", "-q", "--resume"]
+    told = "a holds no run and resume is 'always'; give the folder of one, or resume 'if_possible'"
+    refused(run, 1, told, *flags, "always")
+    assert run(*flags, "never").code == 0
+    told = "a holds a run already and resume is 'never'; give a new folder, or resume it"
+    assert run(*flags, "never") == Outcome(1, "", f"error: {told}\n")
+    assert run(*flags, "always").out == run(*flags, "if_possible").out != ""
+    assert run(*flags, "perhaps").code == 2
+
+
+def test_type_device_and_attention_are_flags(run: Run, data: list[str]) -> None:
+    flags = ["--dtype", "bfloat16", "--device", "cpu", "--attn-implementation", "eager"]
+    assert run("generate", *data, *flags, "-n", "1", *SETS, "-o", "a", "-q").code == 0
+    model = load_config("a/config.yaml").model
+    assert (model.dtype, model.device, model.attn_implementation) == ("bfloat16", "cpu", "eager")
+
+
 # ---- demo and preview
 
 
@@ -285,7 +363,7 @@ def test_doctor_finds_the_demo_well(run: Run) -> None:
     names = [match and match[2] for match in findings]
     assert names == ["machine", "model", "vocabulary", "data", "task", "lengths", "rendering", "work"]
     details = {match[2]: match[3] for match in findings if match}
-    assert details["data"] == "demo: 240 rows (negative 120, positive 120)"
+    assert details["data"] == "demo: 240 rows (negative 120, positive 120), texts from 'text', labels from 'label'"
     assert details["task"] == "'{text} It was', label tokens negative = ' bad', positive = ' great'"
     assert list(Path().iterdir()) == []
 
@@ -297,10 +375,14 @@ def test_doctor_finds_the_demo_well(run: Run) -> None:
             ["-m", "./nope", "-d", "demo"],
             "model        no model folder at './nope'; give a folder with config.json, a Hub id, or 'demo'",
         ),
-        (["-d", "./nope.csv"], "data         ./nope.csv: no 'nope.csv' in {here}"),
+        (
+            ["-d", "./nope.csv"],
+            "data         ./nope.csv: no 'nope.csv' in {here}, which is empty; give the path of a file that is "
+            "there",
+        ),
         (
             ["-d", "demo", "--verbaliser", "negative= great", "--verbaliser", "positive= great"],
-            "task         verbalisers ' great' and ' great' begin with the same token ' great', so the model "
+            "task         verbaliser ' great' begins with all tokens (\u0120great) of ' great', so the model "
             "cannot tell the classes apart there; choose other words",
         ),
         (
@@ -355,7 +437,7 @@ def interrupted(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Interr
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    left = {path.name.split("-")[0] for path in (folder / "state").glob("*")}
+    left = {path.name.split("-")[0] for path in (folder / "state").glob("*.safetensors")}
     done = subprocess.run([*command, "-o", str(folder)], **pipes, timeout=300, check=False)
     return Interrupted(
         folder, Outcome(process.returncode, out, err), left, Outcome(done.returncode, done.stdout, done.stderr)
@@ -365,7 +447,7 @@ def interrupted(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Interr
 def test_control_c_ends_with_130(interrupted: Interrupted) -> None:
     assert (interrupted.first.code, interrupted.first.out) == (130, "")
     assert "Traceback" not in interrupted.first.err
-    assert interrupted.left == {"target.safetensors", "admm"}
+    assert interrupted.left == {"target", "admm"}
 
 
 def test_control_c_tells_how_to_go_on(interrupted: Interrupted) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from gradmm.config import PACKAGED, GenerateConfig, RunConfig, TaskConfig, dump_config, load_config, parse_config
+from gradmm.config import (
+    PACKAGED,
+    GenerateConfig,
+    RunConfig,
+    TaskConfig,
+    dump_config,
+    load_config,
+    parse_config,
+    share_out,
+)
 from gradmm.data.presets import get_task
 from gradmm.errors import ConfigError, TaskError
 
@@ -147,12 +156,12 @@ def test_an_unknown_key_that_is_near_to_none_lists_them(tmp_path: Path) -> None:
     [
         ("admm.rho=x", "Input should be a valid number, unable to parse string as a number (it is 'x')"),
         ("admm.rho=-1", "Input should be greater than 0 (it is -1)"),
-        ("admm.rho=.nan", "Input should be greater than 0 (it is nan)"),
+        ("admm.rho=.nan", "Input should be a finite number (it is nan)"),
         ("admm.order=zfirst", "Input should be 'x_first' or 'z_first' (it is 'zfirst')"),
-        ("texts_per_class=0", "Input should be greater than or equal to 1 (it is 0)"),
+        ("texts_per_class=0", "give a whole number of at least 1, or one for each label name (it is 0)"),
         ("initial.top_p=1.5", "Input should be less than or equal to 1 (it is 1.5)"),
         ("model.device=1", "Input should be a valid string (it is 1)"),
-        ("admm=3", "Input should be a valid dictionary or instance of AdmmConfig (it is 3)"),
+        ("admm=3", "Input should be a group of settings by name (it is 3)"),
         ("task.template=1", "Input should be a valid string (it is 1)"),
         ("task.verbalisers.a=1", "Input should be a valid string (it is 1)"),
     ],
@@ -193,7 +202,8 @@ def test_a_value_has_no_settings_inside() -> None:
 def test_a_file_must_hold_a_mapping(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     for text, kind in (("- a", "list"), ("3", "int"), ("word", "str")):
-        assert refusal(written(tmp_path, text)) == f"{file}: holds {kind} where a mapping of settings is needed"
+        told = f"{file}: holds {kind} where a mapping of settings is needed; write it as 'seed: 1'"
+        assert refusal(written(tmp_path, text)) == told
 
 
 @pytest.mark.parametrize("content", [b"a: [", b"a: \xff\xfe"])
@@ -211,7 +221,7 @@ def test_a_missing_file_names_the_nearest_that_ships(
     name: str, near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert re.sub(r"\W+$", "", refusal(name)).startswith(f"no settings file {name!r}; {near}")
+    assert refusal(name).startswith(f"no settings file {name!r}; {near}")
 
 
 def test_a_packaged_name_in_a_folder_is_a_path(tmp_path: Path) -> None:
@@ -264,3 +274,83 @@ def test_a_ready_made_task_is_taken_by_name() -> None:
     assert RunConfig(task="trec").resolve_task(["whatever"]) == get_task("trec")
     with pytest.raises(TaskError, match=r"^no ready-made task 'sst3' \(or give .*\); did you mean 'sst2'\?$"):
         RunConfig(task="sst3").resolve_task(["negative", "positive"])
+
+
+# ---- how many texts
+
+
+@pytest.mark.parametrize(
+    ("total", "weights", "shares"),
+    [
+        (10, (1, 1), (5, 5)),
+        (10, (3, 1), (8, 2)),
+        (7, (1, 1, 1), (3, 2, 2)),
+        (6, (1000, 1, 1), (4, 1, 1)),
+        (3, (10**9, 1, 1), (1, 1, 1)),
+        (100, (50, 30, 20), (50, 30, 20)),
+    ],
+)
+def test_texts_are_shared_out_in_proportion(total: int, weights: tuple[int, ...], shares: tuple[int, ...]) -> None:
+    assert share_out(total, weights) == shares
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=2, max_size=30), st.integers(1, 50))
+def test_shares_are_whole_add_up_and_keep_the_order(weights: list[int], each: int) -> None:
+    shares = share_out(each * len(weights), weights)
+    assert sum(shares) == each * len(weights)
+    assert min(shares) >= 1
+    for a, b in itertools.pairwise(sorted(range(len(weights)), key=lambda c: (weights[c], shares[c]))):
+        assert shares[a] <= shares[b]
+
+
+def test_texts_per_class_are_equal_listed_or_proportional() -> None:
+    names, rows = ("sadness", "joy", "fear"), (60, 30, 10)
+    assert GenerateConfig(texts_per_class=4).count_texts(names) == (4, 4, 4)
+    listed = GenerateConfig(texts_per_class={"joy": 2, "fear": 1, "sadness": 7})
+    assert listed.count_texts(names, rows) == (7, 2, 1)
+    proportional = GenerateConfig(texts_per_class=10, class_balance="proportional")
+    assert proportional.count_texts(names, rows) == (18, 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("listed", "told"),
+    [
+        ({"joy": 1, "feer": 1}, "texts_per_class lists 'feer', which is no class; did you mean 'fear'?"),
+        ({"joy": 1}, "texts_per_class lists no number for fear; give one for every class"),
+    ],
+)
+def test_a_list_of_texts_names_every_class(listed: dict[str, int], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        GenerateConfig(texts_per_class=listed).count_texts(("joy", "fear"))
+    assert str(caught.value) == told
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "-1", "1.5", "true", "many", "[1]", "{}", "{joy: 0}", "{joy: yes}", "null"]
+)
+def test_texts_per_class_are_whole_numbers(value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(sets=[f"texts_per_class={value}"])
+    told = "texts_per_class: give a whole number of at least 1, or one for each label name"
+    assert str(caught.value).startswith(told)
+
+
+def test_listed_texts_cannot_be_proportional() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(sets=["texts_per_class={joy: 1}", "class_balance=proportional"])
+    told = "settings: texts_per_class lists every class's texts, so class_balance cannot be proportional"
+    assert str(caught.value) == f"{told}; give one number"
+
+
+def test_a_group_with_nothing_in_it_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("admm:\nmodel:\nseed: 3\n")
+    assert load_config(file) == load_config(sets=["seed=3"])
+
+
+@pytest.mark.parametrize("key", ["admm.learning_rate", "admm.rho", "projection.nearness", "initial.temperature"])
+@pytest.mark.parametrize("value", [".inf", ".nan"])
+def test_settings_are_finite(key: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(sets=[f"{key}={value}"])
+    assert str(caught.value).startswith(f"{key}: Input should be a")

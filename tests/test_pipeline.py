@@ -24,13 +24,17 @@ from gradmm.decoding import log_perplexity
 from gradmm.errors import ConfigError, DataError, GradmmError, RunFolderError, TaskError
 from gradmm.gradients.target import compute_target
 from gradmm.measures import measure
+from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.pipeline import generate
 from gradmm.progress import Reporter, Stage
 from gradmm.result import Result
 
 DATA_FILES = ("data/synthetic.jsonl", "data/synthetic.parquet")
-FILES = {"config.yaml", "environment.json", "fingerprint.json", "metrics.json", "run.log", *DATA_FILES}
+FILES = {
+    *("config.yaml", "environment.json", "fingerprint.json", "metrics.json", "run.log", "SHA256SUMS"),
+    *DATA_FILES,
+}
 TINY_ROWS = [
     *[(f"The film is bad, a dull story {n}.", 0) for n in range(5)],
     *[(f"A great film is fine, happy {n}.", 1) for n in range(7)],
@@ -189,7 +193,7 @@ def test_the_figures_are_those_of_the_texts(
     rows = jsonl_rows(finished.run_dir)
     texts = [[row["text"] for row in rows if row["label"] == label] for label in range(2)]
     target = compute_target(demo_lm, demo_task, [demo_rows.iter_batches(label, 33) for label in range(2)])
-    own, _ = measure(demo_lm, demo_task, target, tiny_config().distance, texts, batch_size=2)
+    own, _ = measure(demo_lm, demo_task, target, tiny_config().distance, texts, BatchLimit(2))
     told, best = finished.metrics["synthetic"], finished.metrics["trace"][-1]["best"]
     assert told["distance"] == pytest.approx(own.distance, abs=1e-5)
     assert told["distance"] == pytest.approx(
@@ -197,7 +201,7 @@ def test_the_figures_are_those_of_the_texts(
     )  # one block a class: what was optimised is what is told
     assert list(told["class_distances"]) == pytest.approx(own.class_distances, abs=1e-5)
     assert [row["gradient_distance"] for row in rows] == [told["class_distances"][row["label"]] for row in rows]
-    nll = log_perplexity(demo_lm, [demo_task.text_ids(row["text"]) for row in rows], batch_size=1)
+    nll = log_perplexity(demo_lm, [demo_task.text_ids(row["text"]) for row in rows], BatchLimit(1))
     assert [row["log_perplexity"] for row in rows] == pytest.approx(nll, rel=1e-4)
     assert told["log_perplexity"] == pytest.approx(sum(nll) / len(nll), rel=1e-4)
     best = [row["best"] for row in finished.metrics["trace"]][-1]
@@ -358,8 +362,9 @@ def test_a_row_beyond_the_context_is_refused_before_any_work(tiny_lm: Any, tiny_
     with pytest.raises(DataError) as caught:
         generate(lm, "sst2", [*TINY_ROWS, ("fine", 0), (long, 0)], tiny_config(), tmp_path / "run", Idle())
     assert str(caught.value) == (
-        f"the list in memory: row 6 of class '0' has {len(bound.text_ids(long))} tokens, but the model's "
-        f"context of {lm.max_length} leaves room for {bound.room}: {long[:60]!r}...; shorten or drop such rows, "
+        f"the list in memory, row {len(TINY_ROWS) + 1} (counted from 0): text has {len(bound.text_ids(long))} "
+        f"tokens, but the model's context of {lm.max_length} leaves room for {bound.room}: {long[:60]!r}...; "
+        "shorten or drop such rows, "
         "or take a model with a longer context"
     )
     assert not (tmp_path / "run").exists()

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from gradmm.config import GenerateConfig
 from gradmm.data.task import BoundTask
-from gradmm.data.vocabulary import allowed_tokens, bare_starts, sentence_ends
+from gradmm.data.vocabulary import allowed_tokens, sentence_ends, text_starts
 from gradmm.decoding import PromptCache
 from gradmm.errors import ConfigError
 from gradmm.gradients.target import ReleasedTarget
+from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.progress import Stage
 from gradmm.solvers.admm import Admm, AdmmState
@@ -49,6 +50,26 @@ def make_generator(seed: int, *purpose: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Texts of one class whose mean gradient is matched together."""
+
+    label: int
+    size: int
+
+
+def plan_blocks(counts: Sequence[int], block_size: int) -> list[Block]:
+    """As few blocks as hold `counts[c]` texts of every class c, as equal as possible, larger ones first.
+
+    Blocks of one size stand together, since those can be solved together.
+    """
+    plan = []
+    for label, count in enumerate(counts):
+        blocks = -(-count // block_size)
+        plan += [Block(label, count // blocks + (i < count % blocks)) for i in range(blocks)]
+    return sorted(plan, key=lambda block: (-block.size, block.label))
+
+
 class BlockRunner:
     """Makes texts for a released target.
 
@@ -56,84 +77,106 @@ class BlockRunner:
         lm: the language model.
         task: the rendering.
         config: how texts are made.
+        counts: texts of every class; None makes `config.texts_per_class` of each.
+        limit: texts that go through the model at once; None takes `config.per_device_batch_size`.
 
     Raises:
         ConfigError: if the texts would not fit the context, or the bans leave no token.
     """
 
-    def __init__(self, lm: LanguageModel, task: BoundTask, config: GenerateConfig) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        task: BoundTask,
+        config: GenerateConfig,
+        counts: Sequence[int] | None = None,
+        limit: BatchLimit | None = None,
+    ) -> None:
         self.lm, self.task, self.config = lm, task, config
+        self.limit = limit or BatchLimit(config.per_device_batch_size)
         if config.lengths.max_tokens > task.room:
-            raise ConfigError(f"lengths.max_tokens {config.lengths.max_tokens} exceeds the room of {task.room}")
+            raise ConfigError(
+                f"lengths.max_tokens {config.lengths.max_tokens} exceeds the room of {task.room}; "
+                "give at most that"
+            )
+        self.counts = tuple(counts or config.count_texts(task.task.label_names))
+        self.plan = plan_blocks(self.counts, config.block_size)
         self.allowed_V = allowed_tokens(lm.tokenizer, lm.vocab_size, config.bans).to(lm.device)
-        self.prompts = PromptCache(lm, task.instruction_ids)
-        ends_V = starts = None
+        self.prompts = PromptCache(lm, task.instruction_ids, self.limit)
+        self.prompts.check_room(config.lengths.max_tokens + 2)  # as many as `write_texts` samples
+        ends_V = None
         if config.projection.end_sentence:
             ends_V = sentence_ends(lm.tokenizer, lm.vocab_size).to(lm.device)
-        if task.starts_bare:
-            mask_V, ids_V = bare_starts(lm.tokenizer, lm.vocab_size)
-            starts = (mask_V.to(lm.device), ids_V.to(lm.device))
-        vocabulary = Vocabulary(self.allowed_V, ends_V, starts)
+        vocabulary = Vocabulary(self.allowed_V, ends_V, text_starts(task, self.allowed_V))
         self.projector = Projector(self.prompts, lm.embeddings_VE, vocabulary, config.projection)
-        blocks = -(-config.texts_per_class // config.block_size)
-        self.block_size = -(-config.texts_per_class // blocks)
-        self.labels = [label for label in range(len(task.task.label_names)) for _ in range(blocks)]
 
     @property
     def steps(self) -> int:
         """Block steps in all: the start and every outer iteration of every block."""
-        return len(self.labels) * (self.config.admm.n_outer + 1)
-
-    @property
-    def blocks_at_once(self) -> int:
-        """Blocks that go through the model together."""
-        return max(1, self.config.per_device_batch_size // self.block_size)
+        return len(self.plan) * (self.config.admm.n_outer + 1)
 
     def run(self, target: ReleasedTarget, folder: RunFolder, stage: Stage) -> Made:
-        """Solves all blocks."""
-        made = Made([[] for _ in target.classes])
+        """Solves all blocks; when memory runs out, in smaller waves.
+
+        Raises:
+            OutOfMemoryError: if one text is more than the memory holds.
+            NonFiniteError: if an objective stops being finite.
+        """
+        made, progress = Made([[] for _ in target.classes]), _Progress(stage)
         first = 0
-        while first < len(self.labels):
-            wave = range(first, min(first + self.blocks_at_once, len(self.labels)))
-            first += self._wave(target, wave, folder, stage, made)
-        made.texts = [own[: self.config.texts_per_class] for own in made.texts]
+        while first < len(self.plan):
+            wave = self._wave_at(first)
+            try:
+                first += self._solve(target, wave, folder, progress, made)
+            except (RuntimeError, MemoryError) as error:
+                self.limit.lower(error, "making texts", len(wave) * self.plan[first].size)
         return made
 
-    def sample_texts(self, count: int, *purpose: object) -> list[list[str]]:
-        """Plain texts of the LM, `count` per class: no gradient has a part in them."""
-        config, labels = self.config, sorted(set(self.labels))
+    def sample_texts(self, *purpose: object) -> list[list[str]]:
+        """As many plain texts of the LM per class as are made: no gradient has a part in them."""
+        config = self.config
         generator = make_generator(config.seed, *purpose)
-        own = [label for label in labels for _ in range(count)]
+        own = [label for label, count in enumerate(self.counts) for _ in range(count)]
         ids = write_texts(self.task, self.prompts, self.allowed_V, own, config.lengths, config.initial, generator)
-        texts = [self.task.decode(row) for row in ids]
-        return [texts[label * count : (label + 1) * count] for label in labels]
+        texts: list[list[str]] = [[] for _ in self.counts]
+        for label, row in zip(own, ids, strict=True):
+            texts[label].append(self.task.decode(row))
+        return texts
 
-    def _wave(self, target: ReleasedTarget, wave: range, folder: RunFolder, stage: Stage, made: Made) -> int:
+    def _wave_at(self, first: int) -> range:
+        """Blocks from here on that go through the model together: of one size, within the limit."""
+        size, at_once = self.plan[first].size, self._blocks_at_once(first)
+        alike = next((k for k in range(first, len(self.plan)) if self.plan[k].size != size), len(self.plan))
+        return range(first, min(first + at_once, alike))
+
+    def _blocks_at_once(self, block: int) -> int:
+        return max(1, self.limit.size // self.plan[block].size)
+
+    def _solve(
+        self, target: ReleasedTarget, wave: range, folder: RunFolder, progress: _Progress, made: Made
+    ) -> int:
         """Solves some blocks together; returns how many: a checkpoint goes on with the blocks that it has."""
-        name = f"admm-{wave.start:06d}"
-        kept = folder.load_state(name)
+        kept = _fitted(folder, wave.start, self._blocks_at_once(wave.start))
         if kept is None:
-            labels = [self.labels[k] for k in wave]
             x, lengths, codes = join([self._start(target, k) for k in wave])
-            solver = Admm(self._problem(target, labels, lengths), self.config.admm)
+            solver = Admm(self._problem(target, wave, lengths), self.config.admm)
             state, trace = solver.init(x, codes), list[dict[str, float]]()
         else:
             tensors, trace = {k: v.to(self.lm.device) for k, v in kept[0].items()}, kept[1]["trace"]
             lengths = tensors.pop("lengths").cpu()
             wave = range(wave.start, wave.start + len(lengths))
-            labels = [self.labels[k] for k in wave]
-            solver = Admm(self._problem(target, labels, lengths), self.config.admm)
+            solver = Admm(self._problem(target, wave, lengths), self.config.admm)
             state = AdmmState(**tensors)
-        stage.advance(len(wave) * (1 + int(state.outer)))
+        progress.reach(wave, 1 + int(state.outer))
         while (stop := solver.stop(state)) is None:
             state = solver.step(state)
             trace.append(_figures(state, wave.start))
-            folder.save_state(name, state.tensors() | {"lengths": lengths}, {"trace": trace})
-            stage.advance(len(wave), text=trace[-1]["text"], best=trace[-1]["best"])
-        stage.advance(len(wave) * (self.config.admm.n_outer - int(state.outer)))
+            folder.save_state(_name(wave.start), state.tensors() | {"lengths": lengths}, {"trace": trace})
+            progress.reach(wave, 1 + int(state.outer), text=trace[-1]["text"], best=trace[-1]["best"])
+        progress.reach(wave, 1 + self.config.admm.n_outer)
         made.stops.append({"first_block": wave.start, "blocks": len(wave), **vars(stop)})
         made.trace += trace
-        self._collect(state, lengths, labels, made)
+        self._collect(state, lengths, [self.plan[k].label for k in wave], made)
         return len(wave)
 
     def _collect(self, state: AdmmState, lengths_KB: Tensor, labels: Sequence[int], made: Made) -> None:
@@ -143,17 +186,17 @@ class BlockRunner:
                 made.texts[label].append(text)
                 made.retokenised += self.task.text_ids(text) != row[:length]
 
-    def _problem(self, target: ReleasedTarget, labels: Sequence[int], lengths_KB: Tensor) -> GradientMatching:
-        config = self.config.distance
-        return GradientMatching(self.lm, self.task, target, config, self.projector, labels, lengths_KB)
+    def _problem(self, target: ReleasedTarget, blocks: Sequence[int], lengths_KB: Tensor) -> GradientMatching:
+        labels, config = [self.plan[k].label for k in blocks], self.config.distance
+        return GradientMatching(self.lm, self.task, target, config, self.projector, labels, lengths_KB, self.limit)
 
     def _start(self, target: ReleasedTarget, block: int) -> Start:
         """The best of several drawn blocks; depends on the block's number alone."""
-        label, best, lowest = self.labels[block], None, float("inf")
-        draws = self._draw(make_generator(self.config.seed, "initial", block), label)
-        for first in range(0, len(draws), self.blocks_at_once):
-            start = join(draws[first : first + self.blocks_at_once])
-            problem = self._problem(target, [label] * len(start.x_KBTE), start.lengths_KB)
+        best, lowest = None, float("inf")
+        draws, at_once = self._draw(block), self._blocks_at_once(block)
+        for first in range(0, len(draws), at_once):
+            start = join(draws[first : first + at_once])
+            problem = self._problem(target, [block] * len(start.x_KBTE), start.lengths_KB)
             with torch.no_grad():
                 values_K = problem.objective(start.x_KBTE)
             if best is None or float(values_K.min()) < lowest:
@@ -161,14 +204,55 @@ class BlockRunner:
         assert best is not None, "candidates >= 1"
         return best
 
-    def _draw(self, generator: torch.Generator, label: int) -> list[Start]:
+    def _draw(self, block: int) -> list[Start]:
         initial, lengths = self.config.initial, self.config.lengths
-        table_VE, size = self.lm.embeddings_VE, self.block_size
+        label, size = self.plan[block].label, self.plan[block].size
+        generator, table_VE = make_generator(self.config.seed, "initial", block), self.lm.embeddings_VE
         if initial.source == "random":
             return [random_block(table_VE, size, lengths, initial, generator) for _ in range(initial.candidates)]
         labels = [label] * (size * initial.candidates)
         texts = write_texts(self.task, self.prompts, self.allowed_V, labels, lengths, initial, generator)
         return [as_block(table_VE, texts[i : i + size]) for i in range(0, len(texts), size)]
+
+
+class _Progress:
+    """Tells a stage of block steps, each once, however often a block is begun."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self._told: dict[int, int] = {}
+
+    def reach(self, wave: range, steps: int, **figures: float) -> None:
+        """The wave's blocks have come so far."""
+        before = [self._told.get(block, 0) for block in wave]
+        self._told |= {block: max(steps, told) for block, told in zip(wave, before, strict=True)}
+        self.stage.advance(sum(max(0, steps - told) for told in before), **figures)
+
+
+def _name(first_block: int) -> str:
+    return f"admm-{first_block:06d}"
+
+
+def _fitted(folder: RunFolder, first: int, at_once: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """A wave's checkpoint, or None; one with more blocks than fit is first split into several.
+
+    The first part, which takes the place of the whole, is written last: a kill in between loses nothing.
+    """
+    kept = folder.load_state(_name(first))
+    count = len(kept[0]["lengths"]) if kept is not None else 0
+    if kept is None or count <= at_once:
+        return kept
+    for start in reversed(range(0, count, at_once)):
+        facts = kept[1] if start == 0 else {"trace": []}
+        folder.save_state(_name(first + start), _part(kept[0], start, start + at_once), facts)
+    return folder.load_state(_name(first))
+
+
+def _part(tensors: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    """Some blocks of a checkpoint, without the padding that the others needed."""
+    width = int(tensors["lengths"][start:stop].max())
+    cut = {name: value[start:stop] if value.dim() else value for name, value in tensors.items()}
+    return {name: value[:, :, :width] if value.dim() > 2 else value for name, value in cut.items()}
 
 
 def _figures(state: AdmmState, first_block: int) -> dict[str, float]:

@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from gradmm.errors import ConfigError, GradmmError
+from gradmm.errors import ConfigError, GradmmError, listed, printable_lines
 
 if TYPE_CHECKING:
     from gradmm.config import RunConfig
     from gradmm.result import Result
+
+
+class Resume(StrEnum):
+    """What to do about a run that is in the folder already."""
+
+    never = "never"
+    always = "always"
+    if_possible = "if_possible"
+
 
 app = typer.Typer(
     name="gradmm",
@@ -28,25 +38,64 @@ app = typer.Typer(
 )
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Causal LM: Hub id, local folder, or 'demo'.")]
-Data = Annotated[
-    str | None, typer.Option("--data", "-d", help="Labelled text: Hub id, CSV, JSON lines, Parquet, or 'demo'.")
+Dtype = Annotated[str | None, typer.Option(help="Arithmetic of the model: float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
+Attention = Annotated[
+    str | None, typer.Option("--attn-implementation", help="As in transformers: sdpa, eager, ...")
 ]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", "-d", help="Labelled text: Hub id, CSV, JSON lines, Parquet, Arrow folder, or 'demo'."),
+]
+TextColumn = Annotated[str | None, typer.Option(help="Column of the texts, if it has no usual name.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, if it has no usual name.")]
+Split = Annotated[str | None, typer.Option(help="Split of the data.")]
+Classes = Annotated[str | None, typer.Option(help="Keep these classes alone, as in 'sadness,joy'.")]
 TaskName = Annotated[str | None, typer.Option("--task", "-t", help="Ready-made task, such as sst2 or ag_news.")]
 Template = Annotated[str | None, typer.Option(help="Own task: what surrounds the text, as in '{text} It was'.")]
 Verbaliser = Annotated[
     list[str] | None, typer.Option(help="Own task: LABEL=WORDS, once per class, as in 'positive= great'.")
 ]
-Count = Annotated[int | None, typer.Option("--texts-per-class", "-n", min=1, help="Texts for every class.")]
+Count = Annotated[
+    str | None,
+    typer.Option("--texts-per-class", "-n", help="Texts for every class, as in 50 or 'sadness=20,joy=80'."),
+]
+Balance = Annotated[
+    str | None, typer.Option("--class-balance", help="equal, or proportional to the real rows (-n on average).")
+]
+Few = Annotated[str, typer.Option("--texts-per-class", "-n", metavar="INTEGER", help="Texts for every class.")]
 Config = Annotated[
     str | None, typer.Option("--config", "-c", help="YAML file, or 'paper' for the paper's settings.")
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="One setting, as in admm.rho=0.5; repeatable.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Of everything that is drawn.")]
-TextColumn = Annotated[str | None, typer.Option(help="Column of the texts.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels.")]
-Split = Annotated[str | None, typer.Option(help="Split of the data.")]
+Seed = Annotated[str | None, typer.Option(metavar="INTEGER", help="Of everything that is drawn.")]
 Output = Annotated[Path, typer.Option("--output-dir", "-o", help="Run folder; an interrupted run there goes on.")]
+ResumeFlag = Annotated[
+    Resume, typer.Option("--resume", help="Go on with a run that is in the folder: if_possible, always or never.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+# What the parser raises; typer brings a copy of click, or takes click itself, by its version.
+_ParserError: type[Exception] = typer.BadParameter.__mro__[2]
+
+# Flag by flag, the setting that it overrides.
+_SETTINGS = {
+    "model": "model.model_name_or_path",
+    "dtype": "model.dtype",
+    "device": "model.device",
+    "attn_implementation": "model.attn_implementation",
+    "data": "data.dataset",
+    "text_column": "data.text_column",
+    "label_column": "data.label_column",
+    "split": "data.split",
+    "classes": "data.classes",
+    "task": "task",
+    "template": "task.template",
+    "verbaliser": "task.verbalisers",
+    "texts_per_class": "texts_per_class",
+    "class_balance": "class_balance",
+    "seed": "seed",
+}
 
 
 @app.callback(invoke_without_command=True)
@@ -67,54 +116,68 @@ def demo(output_dir: Output = Path("gradmm-demo"), seed: Seed = None, quiet: Qui
 
 @app.command()
 def generate(
+    context: typer.Context,
     model: Model = None,
     data: Data = None,
     task: TaskName = None,
     texts_per_class: Count = None,
     output_dir: Output = Path("gradmm-run"),
+    resume: ResumeFlag = Resume.if_possible,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     split: Split = None,
+    classes: Classes = None,
+    class_balance: Balance = None,
     template: Template = None,
     verbaliser: Verbaliser = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    attn_implementation: Attention = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a synthetic data set that matches the gradients of real data."""
-    columns = {"data.text_column": text_column, "data.label_column": label_column, "data.split": split}
-    flags = _flags(model, data, task, template, verbaliser) | columns
-    settings = _settings(flags | {"texts_per_class": texts_per_class, "seed": seed}, config, set_)
-    _generate(settings, output_dir, quiet)
+    _generate(_settings(_flags(context), config, set_), output_dir, quiet, resume)
 
 
 @app.command()
 def preview(
+    context: typer.Context,
     model: Model = None,
     data: Data = None,
     task: TaskName = None,
-    texts_per_class: Count = 3,
+    texts_per_class: Few = "3",
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    split: Split = None,
+    classes: Classes = None,
     template: Template = None,
     verbaliser: Verbaliser = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    attn_implementation: Attention = None,
 ) -> None:
     """Make a handful of texts in seconds, to see what they look like; without data, from the demo's."""
+    if not texts_per_class.strip().isdecimal() or int(texts_per_class) < 1:
+        raise ConfigError(
+            f"--texts-per-class (-n) is {texts_per_class!r}; preview takes a whole number, at least 1"
+        )
     quick = {
         "admm.n_outer": 4,
         "admm.n_inner": 5,
         "data.max_rows_per_class": 50,
         "references": False,
         "initial.candidates": 2,
-        "block_size": texts_per_class,
-        "texts_per_class": texts_per_class,
-        "seed": seed,
+        "block_size": int(texts_per_class),
+        "class_balance": "equal",
     }
     packaged = _demo() if config is None and data is None else config
-    settings = _settings(_flags(model, data, task, template, verbaliser) | quick, packaged, set_)
-    result = _run(settings, None, quiet=False)
+    result = _run(_settings(_flags(context) | quick, packaged, set_), None, quiet=False)
     from rich.console import Console
 
     from gradmm.present import show_texts
@@ -124,6 +187,7 @@ def preview(
 
 @app.command()
 def doctor(
+    context: typer.Context,
     model: Model = None,
     data: Data = None,
     task: TaskName = None,
@@ -133,13 +197,16 @@ def doctor(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     split: Split = None,
+    classes: Classes = None,
+    class_balance: Balance = None,
     template: Template = None,
     verbaliser: Verbaliser = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    attn_implementation: Attention = None,
 ) -> None:
     """Check settings, model and data against each other without running anything."""
-    columns = {"data.text_column": text_column, "data.label_column": label_column, "data.split": split}
-    flags = _flags(model, data, task, template, verbaliser) | columns | {"texts_per_class": texts_per_class}
-    settings = _settings(flags, config, set_)
+    settings = _settings(_flags(context), config, set_)
     from rich.console import Console
 
     from gradmm.doctor import examine
@@ -151,26 +218,38 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _flags(
-    model: str | None, data: str | None, task: str | None, template: str | None, verbaliser: Iterable[str] | None
-) -> dict[str, Any]:
-    if task is not None and (template is not None or verbaliser):
+def _flags(context: typer.Context) -> dict[str, Any]:
+    """The settings that flags override."""
+    given = context.params
+    words = _pairs(given["verbaliser"] or (), "--verbaliser", "positive= great")
+    if given["task"] is not None and (given["template"] is not None or words):
         raise ConfigError("--task names a ready-made task; give either it or --template and --verbaliser")
-    words = dict(_pair(item) for item in verbaliser or ()) or None
-    return {
-        "model.model_name_or_path": model,
-        "data.dataset": data,
-        "task": task,
-        "task.template": template,
-        "task.verbalisers": words,
-    }
+    read: dict[str, Any] = {"verbaliser": words or None}
+    if given["classes"] is not None:
+        read["classes"] = [name.strip() for name in given["classes"].split(",")]
+    if isinstance(count := given["texts_per_class"], str):
+        read["texts_per_class"] = _texts_per_class(count)
+    return {key: read.get(flag, given.get(flag)) for flag, key in _SETTINGS.items()}
 
 
-def _pair(item: str) -> tuple[str, str]:
-    label, equals, words = item.partition("=")
-    if not equals:
-        raise ConfigError(f"--verbaliser {item!r} has no '='; write it as 'positive= great'")
-    return label, words
+def _texts_per_class(given: str) -> Any:
+    """One number, or one for every class; what is none of both, the settings refuse."""
+    if "=" not in given:
+        return int(given) if given.strip().isdecimal() else given
+    pairs = _pairs(given.split(","), "--texts-per-class", "sadness=20,joy=80")
+    return {name: int(count) if count.strip().isdecimal() else count for name, count in pairs.items()}
+
+
+def _pairs(items: Iterable[str], flag: str, example: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for item in items:
+        label, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"{flag} {item!r} has no '='; write it as {example!r}")
+        if label.strip() in pairs:
+            raise ConfigError(f"{flag} names {label.strip()!r} twice; give every class once")
+        pairs[label.strip()] = value
+    return pairs
 
 
 def _settings(flags: dict[str, Any], config: str | None = None, sets: list[str] | None = None) -> RunConfig:
@@ -179,7 +258,8 @@ def _settings(flags: dict[str, Any], config: str | None = None, sets: list[str] 
     return load_config(config, flags, sets or ())
 
 
-def _run(settings: RunConfig, output_dir: Path | None, quiet: bool) -> Result:
+def _run(settings: RunConfig, output_dir: Path | None, quiet: bool, resume: Resume = Resume.if_possible) -> Result:
+    from gradmm.data.checks import match_labels
     from gradmm.data.sources import load_data
     from gradmm.models import load_model
     from gradmm.pipeline import generate as make
@@ -187,10 +267,11 @@ def _run(settings: RunConfig, output_dir: Path | None, quiet: bool) -> Result:
 
     reporter = make_reporter(quiet)
     data = load_data(None, settings.data)
+    task = match_labels(settings.resolve_task(data.label_names), data)
+    settings.count_texts(task.label_names, data.counts())  # refused before a large model is loaded
     model = load_model(settings.model)
-    task = settings.resolve_task(data.label_names)
     try:
-        return make(model, task, data, settings, output_dir, reporter)
+        return make(model, task, data, settings, output_dir, reporter, resume.value)
     except KeyboardInterrupt:
         if output_dir is not None:
             typer.echo("interrupted; the same command goes on from here", err=True)
@@ -203,8 +284,8 @@ def _demo() -> str:
     return str(PACKAGED / "demo.yaml")
 
 
-def _generate(settings: RunConfig, output_dir: Path, quiet: bool) -> None:
-    result = _run(settings, output_dir, quiet)
+def _generate(settings: RunConfig, output_dir: Path, quiet: bool, resume: Resume = Resume.if_possible) -> None:
+    result = _run(settings, output_dir, quiet, resume)
     from rich.console import Console
 
     from gradmm.present import show_result
@@ -215,10 +296,37 @@ def _generate(settings: RunConfig, output_dir: Path, quiet: bool) -> None:
 def main() -> None:
     """Entry point: errors that a user can mend end with a sentence, not a traceback."""
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=False)
     except GradmmError as err:
-        typer.echo(f"error: {err}", err=True)
-        sys.exit(err.exit_code)
+        _leave(str(err), err.exit_code)
+    except _ParserError as err:
+        if not sys.argv[1:]:  # then it is no error but the help
+            err.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        _leave(_misuse(err), 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    typer.echo(f"error: {printable_lines(message)}", err=True)
+    sys.exit(code)
+
+
+def _misuse(err: Any) -> str:
+    """What the command line's parser found, and where to look it up."""
+    verbs = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    verb = next((word for word in sys.argv[1:] if word in verbs), None)
+    said = err.format_message().rstrip(".")
+    for theirs, ours in (
+        ("Value error, ", ""),
+        ("(Possible options: ", "(did you mean "),
+        (". Did you", "; did you"),
+    ):
+        said = said.replace(theirs, ours)
+    if verb is None and "did you" not in said:
+        said += f"; known: {listed(verbs)}"
+    usage = f"gradmm {verb} [OPTIONS]" if verb else "gradmm [OPTIONS] COMMAND"
+    return f"{said[:1].lower()}{said[1:]}\nUsage: {usage}; --help lists what there is"
 
 
 if __name__ == "__main__":

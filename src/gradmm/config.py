@@ -5,25 +5,40 @@ Precedence: flag > file > default. Every key that nobody reads is an error that 
 
 from __future__ import annotations
 
+import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gradmm.data.presets import get_task
 from gradmm.data.sources import DataConfig
 from gradmm.data.task import Task
 from gradmm.data.vocabulary import BanConfig
-from gradmm.errors import ConfigError, nearest
+from gradmm.errors import ConfigError, closest, listed, nearest
 from gradmm.gradients.distances import DistanceConfig
 from gradmm.models import ModelConfig
 from gradmm.solvers.admm import AdmmConfig
 from gradmm.solvers.initial import InitialConfig, LengthConfig
 from gradmm.solvers.projection import ProjectionConfig
+from gradmm.yamlfiles import missing, read_mapping, read_value
 
 PACKAGED = Path(__file__).parent / "assets" / "configs"
+
+
+def _check_counts(given: Any) -> Any:
+    counts = given if isinstance(given, dict) else {None: given}
+    wrong = [name for name, count in counts.items() if type(count) is not int or count < 1]
+    if wrong or not counts:
+        odd = f" ({wrong[0]} has {given[wrong[0]]!r})" if isinstance(given, dict) and wrong else ""
+        raise ValueError(f"give a whole number of at least 1, or one for each label name{odd}")
+    return given
+
+
+Counts = Annotated[int | dict[str, int], BeforeValidator(_check_counts)]
 
 
 class TaskConfig(BaseModel):
@@ -64,8 +79,11 @@ class GenerateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    texts_per_class: int = Field(50, ge=1)
-    """Synthetic texts for every class."""
+    texts_per_class: Counts = 50
+    """Synthetic texts for every class, or, for each label name, its own number."""
+    class_balance: Literal["equal", "proportional"] = "equal"
+    """`equal`: `texts_per_class` of each. `proportional`: as many in all, shared out as the real rows are, at
+    least one for every class."""
     block_size: int = Field(10, ge=1)
     """Texts whose mean gradient is matched together; blocks are made as equal as possible."""
     per_device_batch_size: int = Field(64, ge=1)
@@ -80,6 +98,60 @@ class GenerateConfig(BaseModel):
     initial: InitialConfig = InitialConfig()
     lengths: LengthConfig = LengthConfig()
     bans: BanConfig = BanConfig()
+
+    @model_validator(mode="after")
+    def _balanced(self) -> GenerateConfig:
+        if isinstance(self.texts_per_class, dict) and self.class_balance == "proportional":
+            raise ValueError(
+                "texts_per_class lists every class's texts, so class_balance cannot be proportional; give one "
+                "number"
+            )
+        return self
+
+    def count_texts(self, label_names: Sequence[str], rows: Sequence[int] | None = None) -> tuple[int, ...]:
+        """How many texts every class gets.
+
+        Args:
+            label_names: the classes.
+            rows: real rows of every class; needed by `proportional` alone.
+
+        Raises:
+            ConfigError: if `texts_per_class` lists other classes than these.
+        """
+        wanted = self.texts_per_class
+        if isinstance(wanted, dict):
+            _check_listed(wanted, label_names)
+            return tuple(wanted[name] for name in label_names)
+        if self.class_balance == "equal":
+            return (wanted,) * len(label_names)
+        assert rows is not None, "proportional to what?"
+        return share_out(wanted * len(label_names), rows)
+
+
+def share_out(total: int, weights: Sequence[int]) -> tuple[int, ...]:
+    """Shares of a total in proportion to weights (largest remainders, earlier classes first), each at least 1."""
+    shares, large = [1] * len(weights), list(range(len(weights)))
+    exact: dict[int, float] = {}
+    while len(exact) < len(large):  # what is left when small classes have got their one, until none is small
+        rest, weight = total - len(weights) + len(large), sum(weights[c] for c in large)
+        exact = {c: rest * weights[c] / weight for c in large if rest * weights[c] >= weight}
+        if len(exact) < len(large):
+            large, exact = list(exact), {}
+    for c, share in exact.items():
+        shares[c] = int(share)
+    by_remainder = sorted(large, key=lambda c: shares[c] - exact[c])
+    for c in by_remainder[: total - sum(shares)]:
+        shares[c] += 1
+    return tuple(shares)
+
+
+def _check_listed(listed_texts: Mapping[str, int], label_names: Sequence[str]) -> None:
+    for name in listed_texts:
+        if name not in label_names:
+            raise ConfigError(f"texts_per_class lists {name!r}, which is no class{nearest(name, label_names)}")
+    missing = [name for name in label_names if name not in listed_texts]
+    if missing:
+        raise ConfigError(f"texts_per_class lists no number for {listed(missing)}; give one for every class")
 
 
 class RunConfig(GenerateConfig):
@@ -126,11 +198,7 @@ def load_config(
         key, equals, text = item.partition("=")
         if not equals:
             raise ConfigError(f"--set {item!r} has no '='; write it as admm.rho=0.5")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as err:
-            raise ConfigError(f"--set {item!r}: the value is not YAML: {err}") from err
-        _put(tree, key.strip(), value)
+        _put(tree, key.strip(), read_value(text, f"--set {item!r}"))
     return parse_config(tree)
 
 
@@ -140,13 +208,13 @@ def parse_config(tree: Mapping[str, Any], model: type[RunConfig] = RunConfig) ->
     Raises:
         ConfigError: as above.
     """
+    tree = _without_empty(model, tree)
     _check_keys(model, tree, "")
     try:
         return model.model_validate(tree)
     except ValidationError as err:
-        # `task` is a name or a group; where a group was given, that it is no name is no news.
-        named = not isinstance(tree.get("task"), dict)
-        errors = [error for error in err.errors() if named or error["loc"] != ("task", "str")]
+        # `task` is a name or a group; that what was given is no name is no news.
+        errors = [error for error in err.errors() if error["loc"] != ("task", "str")]
         raise ConfigError("\n".join(_sentence(error) for error in errors)) from err
 
 
@@ -174,22 +242,13 @@ _Dumper.add_representer(str, _quoted)
 
 
 def _read(file: str | Path) -> dict[str, Any]:
-    path = Path(file).expanduser()
+    path = Path(os.path.expanduser(file))
     packaged = PACKAGED / f"{path.name.removesuffix('.yaml')}.yaml"
     if not path.is_file() and path.parent == Path(".") and packaged.is_file():
         path = packaged
     if not path.is_file():
-        known = [item.stem for item in PACKAGED.glob("*.yaml")]
-        raise ConfigError(
-            f"no settings file {str(file)!r}{nearest(path.stem, known)}; or give a path to a YAML file"
-        )
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise ConfigError(f"{file}: not YAML: {err}") from err
-    if tree is not None and not isinstance(tree, dict):
-        raise ConfigError(f"{file}: holds {type(tree).__name__} where a mapping of settings is needed")
-    return tree or {}
+        raise missing(path, str(file), [item.stem for item in PACKAGED.glob("*.yaml")])
+    return read_mapping(path, str(file))
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -203,13 +262,34 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
+def _without_empty(model: type[BaseModel], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree without groups that stand there with nothing in them, which YAML reads as null."""
+    groups = {key for key, field in model.model_fields.items() if _group(field.annotation) is not None}
+    return {key: value for key, value in tree.items() if value is not None or key not in groups}
+
+
 def _check_keys(model: type[BaseModel], tree: Mapping[str, Any], where: str) -> None:
     for key, value in tree.items():
         if key not in model.model_fields:
-            raise ConfigError(f"unknown setting {where + str(key)!r}{nearest(str(key), model.model_fields)}")
+            raise ConfigError(f"unknown setting {where + str(key)!r}{_meant(str(key), model)}")
         inner = _group(model.model_fields[key].annotation)
         if inner is not None and isinstance(value, dict):
             _check_keys(inner, value, f"{where}{key}.")
+
+
+def _meant(key: str, model: type[BaseModel]) -> str:
+    """What a key may have meant: one that is near in its group, else one of that name in another."""
+    if closest(key, model.model_fields) is None:
+        groups = {name: _group(field.annotation) for name, field in RunConfig.model_fields.items()}
+        owners = {name: RunConfig if name == key else inner for name, inner in groups.items()}
+        places = [
+            name if name == key else f"{name}.{key}"
+            for name, owner in owners.items()
+            if owner is not None and key in owner.model_fields
+        ]
+        if places:
+            return f"; did you mean {' or '.join(map(repr, places))}?"
+    return nearest(key, model.model_fields)
 
 
 def _group(annotation: Any) -> type[BaseModel] | None:
@@ -219,7 +299,10 @@ def _group(annotation: Any) -> type[BaseModel] | None:
 
 def _sentence(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"] if part != "TaskConfig") or "settings"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    value = error.get("input")
-    shown = "" if isinstance(value, dict) else f" (it is {value!r})"
-    return f"{where}: {message}{shown}"
+    message, value = str(error["msg"]).removeprefix("Value error, "), error.get("input")
+    if error["type"] == "model_type":
+        message = "Input should be a group of settings by name"
+    of_group = error["type"] == "value_error" and isinstance(value, dict)  # which the message is about already
+    for python, yaml_ in (("tuple", "list"), ("dictionary", "mapping")):
+        message = message.replace(f"a valid {python}", f"a {yaml_}")
+    return f"{where}: {message}" + ("" if of_group else f" (it is {reprlib.repr(value)})")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,7 +65,11 @@ def _examine_task(config: RunConfig, model: LanguageModel, data: LabelledData) -
         lambda longest: f"every row fits; there is room for {bound.room} tokens",
     )
     yield _compare_rendering(bound, data)
-    yield _describe_work(config, model, bound)
+    yield from _about(
+        lambda: config.count_texts(bound.task.label_names, data.counts()),
+        "work",
+        lambda counts: _describe_work(config, model, bound, counts),
+    )
 
 
 def _attempt(make: Callable[[], Any], name: str = "model") -> Any:
@@ -105,7 +109,8 @@ def _describe_model(model: LanguageModel) -> Finding:
 
 def _describe_data(data: LabelledData) -> str:
     counts = (f"{name} {count:,}" for name, count in zip(data.label_names, data.counts(), strict=True))
-    return f"{data.name}: {len(data):,} rows ({', '.join(counts)})"
+    columns = f"texts from {data.text_column!r}, labels from {data.label_column!r}"
+    return f"{data.name}: {len(data):,} rows ({', '.join(counts)}), {columns}"
 
 
 def _describe_task(bound: BoundTask) -> str:
@@ -133,12 +138,13 @@ def _compare_rendering(bound: BoundTask, data: LabelledData) -> Finding:
     return Finding("note", "rendering", detail)
 
 
-def _describe_work(config: RunConfig, model: LanguageModel, bound: BoundTask) -> Finding:
+def _describe_work(config: RunConfig, model: LanguageModel, bound: BoundTask, counts: Sequence[int]) -> str:
     """Tokens that go through the model: forward and, for the x-update, back to the inputs."""
-    texts = config.texts_per_class * len(bound.task.label_names)
     length = config.lengths.max_tokens + len(bound.prefix_ids) + len(bound.suffix_ids)
     steps = config.admm.n_outer * config.admm.n_inner
     body = sum(p.numel() for p in model.body.parameters()) - model.model.get_input_embeddings().weight.numel()
-    flops = 4.0 * body * texts * length * steps
-    detail = f"{texts} texts, {steps} inner steps each: at most {flops / 1e12:.1f} TFLOP in the x-update"
-    return Finding("ok", "work", detail)
+    flops = 4.0 * body * sum(counts) * length * steps
+    each = f"{counts[0]} of every class" if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)} of a class"
+    return (
+        f"{sum(counts)} texts ({each}), {steps} inner steps each: at most {flops / 1e12:.1f} TFLOP in the x-update"
+    )

@@ -7,6 +7,7 @@ whatever transformers raises becomes a `ModelError` with a remedy.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,9 +75,12 @@ def model_path(name: str) -> str:
     """The folder or Hub id behind a name; `demo` is the packaged model."""
     if name == DEMO_MODEL:
         return str(Path(__file__).parent / "assets" / "reviews6m")
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+    path = Path(
+        os.path.expanduser(name)
+    )  # unlike Path.expanduser it leaves the folder of an unknown user as it is
+    if name.startswith((".", "/", "~")) and not path.is_dir():
         raise ModelError(f"no model folder at {name!r}; give a folder with config.json, a Hub id, or 'demo'")
-    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    return str(path) if path.is_dir() else name
 
 
 def load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
@@ -97,7 +101,7 @@ def load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
         "local_files_only": is_folder,
     }
     loaded: Any  # model and report; the stubs know of the model alone
-    with _without_progress_bars():
+    with _silent_transformers():
         with _explained(config, f"cannot read the settings of {path!r}", _WHOLE):
             AutoConfig.from_pretrained(path, **shared)
         with _explained(config, f"cannot load the tokenizer of {path!r}", _TOKENIZER):
@@ -111,6 +115,8 @@ def load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
                 output_loading_info=True,
                 **shared,
             )
+    if not tokenizer("a text", add_special_tokens=False).input_ids:  # what transformers makes where there is none
+        raise ModelError(f"{path!r} has no tokenizer; copy the whole model, tokenizer.json included")
     model, report = loaded
     if report["missing_keys"]:
         raise ModelError(
@@ -177,14 +183,17 @@ def _known_remedy(err: Exception, config: ModelConfig) -> str | None:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def _silent_transformers() -> Iterator[None]:
+    """No bars, and no report of the loader's own: what is wrong is told by the error."""
     from transformers.utils import logging as transformers_logging
 
-    showed = transformers_logging.is_progress_bar_enabled()
+    showed, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(level)
         if showed:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 

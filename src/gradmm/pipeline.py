@@ -3,8 +3,8 @@
     load -> target -> start -> admm -> measure -> write
 
 Only `_release` and `_references` see real rows; the solvers get a `ReleasedTarget`. A run that is interrupted
-continues from its folder: the target and every outer iteration are checkpointed, and whatever is drawn comes
-from a generator of its own, seeded by what it is for.
+continues from its folder: each class's target and every outer iteration are checkpointed, and whatever is drawn
+comes from a generator of its own, seeded by what it is for.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from gradmm.blocks import BlockRunner
 from gradmm.config import GenerateConfig, to_yaml
@@ -24,12 +28,13 @@ from gradmm.data.presets import get_task
 from gradmm.data.sources import DataSource, LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
 from gradmm.environment import describe_environment
-from gradmm.gradients.target import ReleasedTarget, compute_target
+from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
 from gradmm.measures import SetMeasures, measure
+from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model
 from gradmm.progress import Reporter, Stage, log, logging_to
 from gradmm.result import Result, make_dataset, read_result, write_result
-from gradmm.store import RunFolder, as_json
+from gradmm.store import LOG, Resume, RunFolder, as_json
 
 
 def generate(
@@ -39,6 +44,7 @@ def generate(
     config: GenerateConfig = GenerateConfig(),
     output_dir: str | Path | None = None,
     reporter: Reporter | None = None,
+    resume: Resume = "if_possible",
 ) -> Result:
     """Writes a synthetic data set whose gradients match those of real data.
 
@@ -50,27 +56,34 @@ def generate(
             are not read here.
         output_dir: the run folder; a run that was interrupted there is continued. None keeps nothing on disk.
         reporter: what shows progress; None logs it.
+        resume: whether to go on with a run that is in `output_dir` already: `never` takes a new or empty folder
+            alone, `always` the folder of a run alone.
 
     Raises:
-        GradmmError: if model, task, data and config do not fit together, before any work is done.
+        GradmmError: if model, task, data and config do not fit together, before any work is done; if the run
+            folder is another run's, in use, damaged or cannot be written; if numbers stop being finite or a single
+            text does not fit into memory. What was done by then is kept, and the same call goes on from there.
     """
     lm = load_model(model)
     rows = load_data(data)
     bound = BoundTask(match_labels(get_task(task), rows), lm.tokenizer, lm.max_length)
     check_fits(bound, rows)
-    runner = BlockRunner(lm, bound, config)
+    limit = BatchLimit(config.per_device_batch_size)
+    counts = config.count_texts(bound.task.label_names, rows.counts())
+    runner = BlockRunner(lm, bound, config, counts, limit)
     fingerprint = _fingerprint(lm, bound.task, rows, config)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = RunFolder(output_dir or scratch, fingerprint)
+    with ExitStack() as stack:
+        place = output_dir or stack.enter_context(tempfile.TemporaryDirectory())
+        folder = stack.enter_context(RunFolder(place, fingerprint, resume))
         if folder.is_complete:
             log.info("%s is complete; nothing is left to do", folder.path)
             folder.finish()
             return read_result(folder)
-        with logging_to(folder.path / "run.log"):
+        with logging_to(folder.path / LOG):
             settings = _settings(lm, bound.task, rows, config)
             folder.write_text("config.yaml", to_yaml(settings))
             folder.write_json("environment.json", describe_environment(lm.device))
-            result = _Run(lm, bound, rows, config, runner, folder, reporter or Reporter()).go()
+            result = _Run(lm, bound, rows, config, runner, limit, folder, reporter or Reporter()).go()
         folder.finish()
     return result if output_dir else Result(result.dataset, result.metrics, None)
 
@@ -84,6 +97,7 @@ class _Run:
     rows: LabelledData
     config: GenerateConfig
     runner: BlockRunner
+    limit: BatchLimit
     folder: RunFolder
     reporter: Reporter
     seconds: dict[str, float] = field(default_factory=dict)
@@ -112,30 +126,36 @@ class _Run:
         return Result(dataset, metrics, self.folder.path)
 
     def _release(self) -> ReleasedTarget:
-        """The mean gradients of the real rows; computed once per run."""
-        kept = self.folder.load_state("target")
-        if kept is not None:
-            return ReleasedTarget.from_tensors({k: v.to(self.lm.device) for k, v in kept[0].items()})
-        size = self.config.per_device_batch_size
-        batches = [self.rows.iter_batches(label, size) for label in range(self.rows.num_classes)]
-        with self._stage("target", len(self.rows), "rows") as stage:
-            target = compute_target(self.lm, self.task, batches, stage.advance)
-        self.folder.save_state("target", target.tensors(), {})
+        """The mean gradients of the real rows; those of each class are computed once per run."""
+        kept = [self.folder.load_state(_target_name(label)) for label in range(self.rows.num_classes)]
+        targets = [state and ClassTarget.from_tensors(_on(state[0], self.lm.device)) for state in kept]
+        if None in targets:
+            with self._stage("target", len(self.rows), "rows") as stage:
+                for label, count in enumerate(self.rows.counts()):
+                    if targets[label] is None:
+                        targets[label] = self._release_class(label, stage)
+                    else:
+                        stage.advance(count)
+        return ReleasedTarget(tuple(target for target in targets if target is not None))
+
+    def _release_class(self, label: int, stage: Stage) -> ClassTarget:
+        batches = self.rows.iter_batches(label, self.config.per_device_batch_size)
+        target = class_target(self.lm, self.task, label, batches, self.limit, stage.advance)
+        self.folder.save_state(_target_name(label), target.tensors(), {})
         return target
 
     def _references(self, target: ReleasedTarget, stage: Stage) -> dict[str, SetMeasures]:
         """As many real rows, drawn at random, and as many texts that the LM writes unguided."""
-        count = min(self.config.texts_per_class, *self.rows.counts())
-        real = self.rows.sample(count, self.config.seed)
+        counts = map(min, self.runner.counts, self.rows.counts())
+        real = self.rows.sample(tuple(counts), self.config.seed)
         found = {"real": self._measure(target, [real.texts_of(c) for c in range(real.num_classes)])[0]}
         stage.advance()
-        plain = self.runner.sample_texts(self.config.texts_per_class, "lm reference")
-        found["lm"] = self._measure(target, plain)[0]
+        found["lm"] = self._measure(target, self.runner.sample_texts("lm reference"))[0]
         stage.advance()
         return found
 
     def _measure(self, target: ReleasedTarget, texts: list[list[str]]) -> tuple[SetMeasures, list[list[float]]]:
-        return measure(self.lm, self.task, target, self.config.distance, texts, self.config.per_device_batch_size)
+        return measure(self.lm, self.task, target, self.config.distance, texts, self.limit)
 
     @contextmanager
     def _stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
@@ -143,6 +163,14 @@ class _Run:
         with self.reporter.stage(name, total, unit) as stage:
             yield stage
         self.seconds[name] = round(time.monotonic() - began, 2)
+
+
+def _target_name(label: int) -> str:
+    return f"target-{label:06d}"
+
+
+def _on(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in tensors.items()}
 
 
 def _settings(lm: LanguageModel, task: Task, rows: LabelledData, config: GenerateConfig) -> dict[str, Any]:
@@ -156,7 +184,7 @@ def _settings(lm: LanguageModel, task: Task, rows: LabelledData, config: Generat
     }
     names = {
         "model": {"model_name_or_path": lm.name, "dtype": str(lm.dtype).removeprefix("torch.")},
-        "data": {"dataset": rows.name},
+        "data": {"dataset": rows.name, "text_column": rows.text_column, "label_column": rows.label_column},
         "task": {"template": task.template, **words},
     }
     return names | config.model_dump(mode="json")
@@ -166,6 +194,7 @@ def _fingerprint(lm: LanguageModel, task: Task, rows: LabelledData, config: Gene
     """What the results depend on."""
     settings = config.model_dump(mode="json", include=set(GenerateConfig.model_fields) - {"per_device_batch_size"})
     return {
+        "gradmm": version("gradmm"),  # another version may take other steps
         "settings": settings,
         "task": task.model_dump(mode="json"),
         "model": lm.fingerprint(),

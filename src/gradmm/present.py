@@ -5,7 +5,6 @@ Texts are data: never markup, never control codes.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,17 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from gradmm.doctor import Finding
+from gradmm.errors import printable
 from gradmm.result import Result
 
 _MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "fail": ("FAIL", "bold red")}
 _ROWS = {"synthetic": "synthetic texts", "real": "real rows", "lm": "LM samples"}
-
-
-def printable(text: str) -> str:
-    """The text with control and format characters written out, so that it cannot steer a terminal."""
-    return "".join(
-        char if unicodedata.category(char)[0] != "C" else char.encode("unicode_escape").decode() for char in text
-    )
 
 
 def show_texts(console: Console, result: Result, per_class: int | None = None) -> None:

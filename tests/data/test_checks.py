@@ -83,8 +83,8 @@ def test_a_row_that_does_not_fit_is_named(demo_lm):
     with pytest.raises(DataError) as caught:
         check_fits(bound, data(rows))
     assert str(caught.value) == (
-        f"my data: row 1004 of class 'negative' has 18 tokens, but the model's context of 20 leaves room for 17: "
-        f"'{fitting[:60]}'...; shorten or drop such rows, or take a model with a longer context"
+        "my data, row 1005 (counted from 0): text has 18 tokens, but the model's context of 20 leaves room "
+        f"for 17: '{fitting[:60]}'...; shorten or drop such rows, or take a model with a longer context"
     )
 
 

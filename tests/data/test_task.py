@@ -280,8 +280,8 @@ def test_a_verbaliser_that_begins_with_all_of_another_s_is_refused(demo_lm, verb
     with pytest.raises(TaskError) as caught:
         BoundTask(task(verbalisers=verbalisers), demo_lm.tokenizer, 1024)
     assert str(caught.value) == (
-        f"verbaliser {longer!r} begins with all tokens (\u0120good) of ' good', so the model cannot tell the classes "
-        "apart there; choose other words"
+        f"verbaliser {longer!r} begins with all tokens (\u0120good) of ' good', so the model cannot tell the "
+        "classes apart there; choose other words"
     )
 
 

@@ -375,7 +375,8 @@ def test_an_x_update_that_is_not_finite_is_an_error_with_step_and_remedy(spoilt)
                 return value_K
             if spoilt == "objective":
                 return value_K * torch.tensor([1.0, torch.nan])
-            return value_K + (x - x.detach()).flatten(1).sum(1).sqrt() * torch.tensor([0.0, 1.0])  # 0, of slope inf
+            nought_K = (x - x.detach()).flatten(1).sum(1).sqrt()  # of infinite slope
+            return value_K + nought_K * torch.tensor([0.0, 1.0])
 
     problem = Explodes(torch.full((2, 1, 1), 5.0))
     solver = Admm(problem, config(n_inner=3))
@@ -383,7 +384,8 @@ def test_an_x_update_that_is_not_finite_is_an_error_with_step_and_remedy(spoilt)
     problem.left = 2
     with pytest.raises(NonFiniteError) as caught:
         solver.step(state)
-    blocks = "block 1 of 2" if spoilt == "objective" else "block 0 of 2"  # nought times infinity is no number either
+    # Nought times infinity is no number either, so the slope spoils both blocks.
+    blocks = "block 1 of 2" if spoilt == "objective" else "block 0 of 2"
     told = f"objective or gradient stopped being finite in inner step 2 of outer iteration 2 ({blocks}; "
     assert str(caught.value).startswith(told)
     assert str(caught.value).endswith(f"); {REMEDY}")

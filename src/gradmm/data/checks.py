@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from gradmm.data.rows import LabelledData
 from gradmm.data.task import BoundTask, Task
+from gradmm.data.vetting import row_of
 from gradmm.errors import DataError, TaskError
 
 _BATCH = 1000
+_HEAD = 50  # characters for every token that there is room for
 
 
 def match_labels(task: Task, data: LabelledData) -> Task:
@@ -53,6 +55,9 @@ def check_fits(task: BoundTask, data: LabelledData) -> int:
                 # A token stands for a byte at least, so short rows need not be tokenised.
                 if not normalizes and len(text.encode()) + 2 <= task.room:
                     continue
+                head = text[: _HEAD * (task.room + 1)]  # of a very long text; it may be too long by itself
+                if len(head) < len(text) and (count := len(task.text_ids(head))) > 2 * task.room:
+                    _refuse(task, data, label, number * _BATCH + at, text, count)
                 count = len(task.text_ids(text))
                 longest = max(longest, count)
                 if count > task.room:
@@ -61,8 +66,9 @@ def check_fits(task: BoundTask, data: LabelledData) -> int:
 
 
 def _refuse(task: BoundTask, data: LabelledData, label: int, row: int, text: str, count: int) -> None:
+    more = "more than " if len(text) > _HEAD * (task.room + 1) else ""
     raise DataError(
-        f"{data.name}: row {row} of class {data.label_names[label]!r} has {count} tokens, but the model's "
-        f"context of {task.max_length} leaves room for {task.room}: {text[:60]!r}...; shorten or drop such rows, "
-        "or take a model with a longer context"
+        f"{row_of(data.name, data.number_of(label, row))}: {data.text_column} has {more}{count} tokens, but the "
+        f"model's context of {task.max_length} leaves room for {task.room}: {text[:60]!r}...; shorten or drop "
+        "such rows, or take a model with a longer context"
     )

@@ -62,6 +62,8 @@ def choose_columns(present: Sequence[str], config: DataConfig, name: str) -> Col
     Raises:
         DataError: A column that is named is not there or there twice, or it is not clear which one is meant.
     """
+    if not present:
+        raise DataError(f"{name} has no columns; give a file with one of texts and one of labels")
     text = _choose(present, config.text_column, config.label_column, TEXT_COLUMNS, f"{name}: ", "text")
     label = _choose(present, config.label_column, config.text_column, LABEL_COLUMNS, f"{name}: ", "label")
     for column in (text, label):
@@ -90,7 +92,8 @@ def _choose(
             raise DataError(f"{where}{either} may each be the {role}s; set {flag} to one of {all_columns}")
     near = closest(role, free)
     meant = f"; did you mean {near!r}?" if near else ""
-    raise DataError(f"{where}no usual column of {role}s among {all_columns}; set {flag} to one of them{meant}")
+    rest = all_columns if other not in present or not free else f"{listed(map(_short, free))} (beside {other!r})"
+    raise DataError(f"{where}no usual column of {role}s among {rest}; set {flag} to one of them{meant}")
 
 
 def _short(column: str) -> str:
@@ -111,6 +114,14 @@ def take(found: Dataset | dict[str, Dataset], config: DataConfig, name: str) -> 
         slices = datasets.ReadInstruction.from_spec(config.split).to_absolute(lengths)
     except (ValueError, AssertionError) as error:
         raise DataError(f"{name}: no split {config.split!r}{nearest(split_name(config), parts)}") from error
+    if (
+        all(piece.from_ >= piece.to or piece.from_ >= lengths[piece.splitname] for piece in slices)
+        and "[" in config.split
+    ):
+        held = ", ".join(
+            f"{lengths[split]:,} rows" for split in dict.fromkeys(piece.splitname for piece in slices)
+        )
+        raise DataError(f"{name}: split {config.split!r} holds none of {held}; choose another slice")
     pieces = [parts[piece.splitname].select(range(piece.from_, piece.to)) for piece in slices]
     rows = pieces[0] if len(pieces) == 1 else datasets.concatenate_datasets(pieces)
     return two_columns(rows, config, name)

@@ -36,6 +36,7 @@ _FORMATS = {
     ".arrow": "arrow",
 }
 UNREADABLE = (OSError, ValueError, StopIteration, NotImplementedError, pa.ArrowException, DatasetsError)
+_HEAD = 4096
 _NO_DATA = re.compile("corresponds to no data|No columns to parse from file|StopIteration")
 
 
@@ -68,7 +69,7 @@ def _convert(plain: Path, kind: str, folder: Path, config: DataConfig, name: str
             return COLUMNAR[kind](plain, config, name)
         with quiet(datasets.logging.CRITICAL):  # it also logs every error that it raises
             options = _csv_options(plain, config, name) if kind == "csv" else {}
-            files = escape(str((as_lines(plain, folder) if kind == "json" else plain).absolute()))
+            files = escape(str((_as_lines(plain, folder, name) if kind == "json" else plain).absolute()))
             rows = datasets.load_dataset(
                 kind, data_files=files, split="train", cache_dir=str(folder), keep_in_memory=False, **options
             )
@@ -77,6 +78,17 @@ def _convert(plain: Path, kind: str, folder: Path, config: DataConfig, name: str
         raise
     except UNREADABLE as error:
         raise DataError(f"{name}{_why_unreadable(plain, kind, error, folder)}") from error
+
+
+def _as_lines(plain: Path, folder: Path, name: str) -> Path:
+    """Make JSON lines of an array; `DataError` for an array that holds something else than objects."""
+    lines = as_lines(plain, folder)
+    if lines == plain:
+        with plain.open("rb") as stream:
+            is_array = stream.read(_HEAD).strip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        if is_array and (fault := _array_fault(plain.read_bytes())):
+            raise DataError(f"{name}{fault}")
+    return lines
 
 
 def format_of(path: Path) -> str | None:
@@ -108,13 +120,15 @@ def names_beside(path: Path) -> tuple[str, ...] | None:
     file = path.parent / "labels.json"
     if not file.exists():
         return None
+    if not file.is_file():
+        raise DataError(f"{file} is no file, but stands where one with a list of label names may; move it away")
     try:
         names = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON ({error}); write a list of label names") from error
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not is_list or len(set(names)) < len(names):
-        raise DataError(f"{file} holds {reprlib.repr(names)}; write a list of distinct label names")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file} is not JSON ({said(error)}); write a list of label names") from error
+    is_list = isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
+    if not is_list or len(set(names)) < max(2, len(names)):
+        raise DataError(f"{file} holds {reprlib.repr(names)}; write a list of distinct label names, two at least")
     return tuple(names)
 
 
@@ -154,12 +168,31 @@ def _first_bad_line(stream: BinaryIO, is_json: bool) -> str:
         try:
             text = line.decode().strip("\ufeff \t\r\n")
             if is_json and number == 1 and text.startswith("["):  # one array, so one document
-                json.loads(line.decode() + stream.read().decode(errors="replace"))
-            elif is_json and text and not isinstance(json.loads(text), dict):
+                return _array_fault(line + stream.read())
+            if is_json and text and not isinstance(json.loads(text, parse_int=str), dict):
                 return f", line {number}: not a JSON object; write one object a line"
-        except UnicodeDecodeError as error:
-            return f", line {number}: not UTF-8 ({error.reason}); save the file as UTF-8"
-        except json.JSONDecodeError as error:
-            where = f"line {number + error.lineno - 1}"
-            return f", {where}: not JSON ({error.msg}, column {error.colno}); mend the file"
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            return _line_fault(number, error)
     return ""
+
+
+def _array_fault(content: bytes) -> str:
+    """Say what is wrong with a JSON array, or what it holds that is no object; "" if nothing is."""
+    try:
+        items = json.loads(content.decode("utf-8-sig"), parse_int=str)
+    except UnicodeDecodeError as error:
+        return _line_fault(content.count(b"\n", 0, error.start) + 1, error)
+    except (json.JSONDecodeError, RecursionError) as error:
+        return _line_fault(1, error)
+    number = next((n for n, item in enumerate(items) if not isinstance(item, dict)), None)
+    return "" if number is None else f", item {number} (counted from 0): not an object; write an array of objects"
+
+
+def _line_fault(number: int, error: Exception) -> str:
+    """Say what is wrong; `number` is that of the line with which the document begins."""
+    if isinstance(error, UnicodeDecodeError):
+        return f", line {number}: not UTF-8 ({error.reason}); save the file as UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        where = f"line {number + error.lineno - 1}"
+        return f", {where}: not JSON ({error.msg}, column {error.colno}); mend the file"
+    return f", line {number}: nested too deep; write objects with a text and a label"

@@ -16,10 +16,11 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from gradmm.data.columns import NO_ROWS, Columns, Found, choose_columns, split_name, take, two_columns
 from gradmm.data.files import UNREADABLE, format_of, from_file, names_beside, said
 from gradmm.data.frames import from_columns, from_frame
-from gradmm.data.paths import kind_of, missing, names_in
+from gradmm.data.paths import expanded, kind_of, missing, names_in
 from gradmm.data.rows import DataConfig, LabelledData
 from gradmm.errors import ConfigError, DataError, listed, nearest
 
+_DAMAGED = (KeyError, TypeError, AttributeError, RecursionError)  # of a state.json that holds something else
 _NOT_ROWS = ("labels.json", "state.json", "dataset_info.json", "dataset_dict.json")
 
 
@@ -71,7 +72,9 @@ def _find_by_name(source: str | Path, config: DataConfig) -> Found:
             raise DataError(f"demo: no split {split!r}{nearest(split, ('train', 'test'))}")
         with importlib.resources.as_file(resource) as file:
             return from_file(file, config, "demo", ("negative", "positive"))
-    path, name = Path(source).expanduser(), str(source)
+    path, name = expanded(source), str(source)
+    if isinstance(source, str) and "://" in name:
+        raise DataError(f"{name} is a URL, which is not read from; download the file, or give a Hub id")
     kind = kind_of(path, name)
     if kind == "folder":
         return _from_folder(path, config, name)
@@ -100,7 +103,7 @@ def _from_folder(path: Path, config: DataConfig, name: str) -> Found:
     names_in(path, name)
     try:
         found = datasets.load_from_disk(str(path), keep_in_memory=False)
-    except (*UNREADABLE, KeyError, TypeError) as error:  # the last two: of a state.json that lacks a key
+    except (*UNREADABLE, *_DAMAGED) as error:
         files = [file for file in names_in(path, name) if format_of(Path(file)) and file not in _NOT_ROWS]
         remedy = f"name a file in it: {listed(files)}" if files else "give a file, or save the data set again"
         raise DataError(f"{name} is not a whole folder of save_to_disk ({said(error)}); {remedy}") from error

@@ -21,9 +21,9 @@ from gradmm.data.vetting import MOST_CLASSES, check_utf8, is_string, row_of
 from gradmm.errors import DataError, nearest
 
 _POSITIONS = {"false": 0, "true": 1}
-_INTEGER = re.compile(r"-?[0-9]+")
 _WHOLE = re.compile(r"(-?[0-9]+)(\.0+)?")
 _LONGEST = 256
+_INTEGER = re.compile(rf"-?[0-9]{{1,{_LONGEST}}}")  # Python makes no number of thousands of digits
 _EXACT = 2.0**53
 
 

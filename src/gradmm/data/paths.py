@@ -37,6 +37,11 @@ def kind_of(path: Path, name: str) -> str | None:
     raise DataError(f"{name} is {held}, which is not read from; write the rows into a file first")
 
 
+def expanded(source: str | Path) -> Path:
+    """Take `~` for the user's folder; that of a user who does not exist stays as it is."""
+    return Path(os.path.expanduser(source))
+
+
 def names_in(folder: Path, name: str) -> list[str]:
     """List the names in a folder.
 
@@ -54,5 +59,6 @@ def missing(path: Path, name: str) -> DataError:
     gone = next(part for part in (path, *path.parents) if os.path.isdir(part.parent))
     if os.path.exists(gone):
         return DataError(f"{name}: {gone} is a file, not a folder; name a file in a folder")
-    hint = nearest(gone.name, [other for other in names_in(gone.parent, name) if not other.startswith(".")])
+    others = [other for other in names_in(gone.parent, name) if not other.startswith(".")]
+    hint = nearest(gone.name, others) or ", which is empty; give the path of a file that is there"
     return DataError(f"{name}: no {gone.name!r} in {gone.parent.absolute()}{hint}")

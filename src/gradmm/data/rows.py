@@ -68,6 +68,8 @@ class DataConfig(BaseModel):
     def _check(self) -> DataConfig:
         if self.text_column is not None and self.text_column == self.label_column:
             raise ValueError(f"text_column and label_column are both {self.text_column!r}; name two columns")
+        if not self.split.strip():
+            raise ValueError(f"split is {self.split!r}; name one, such as 'train' or 'train[:10%]'")
         for field in ("label_names", "classes"):
             names: tuple[str, ...] = getattr(self, field) or ()
             if len(set(names)) < len(names) or not all(name.strip() for name in names):
@@ -89,6 +91,8 @@ class LabelledData:
     """The column of the source that the texts are from."""
     label_column: str = "label"
     """The column of the source that the labels are from."""
+    numbers: Indices | None = None
+    """The number of every row in the source (N), from 0; None where no row was left out."""
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -112,6 +116,11 @@ class LabelledData:
     def counts(self) -> list[int]:
         """Count the rows of every class (C)."""
         return cast("list[int]", np.bincount(self._labels, minlength=self.num_classes).tolist())
+
+    def number_of(self, label: int, at: int) -> int:
+        """Give the number, in the source, of a class's row at this place."""
+        row = int(np.flatnonzero(self._labels == label)[at])
+        return row if self.numbers is None else int(self.numbers[row])
 
     def texts_of(self, label: int) -> list[str]:
         """Collect the texts of one class, in order; `iter_batches` does so without holding all of them."""
@@ -159,7 +168,9 @@ class LabelledData:
                 raise ConfigError(f"n_per_class is {n}; give at least 1")
             if count < n:
                 raise DataError(f"{self.name}: class {name!r} has {count} rows of {n} asked for; ask for fewer")
-        return replace(self, rows=self.rows.select(draw(self._labels, wanted, seed)))
+        drawn = draw(self._labels, wanted, seed)
+        numbers = drawn if self.numbers is None else self.numbers[drawn]
+        return replace(self, rows=self.rows.select(drawn), numbers=numbers)
 
     def fingerprint(self) -> str:
         """Hash label names and rows, in order: SHA-256 in hex, whatever format they were read from.

@@ -64,7 +64,9 @@ def load_data(source: DataSource | None, config: DataConfig = _DEFAULTS) -> Labe
         if not isinstance(source, LabelledData):
             _say_what_was_found(found, config)
             _warn_of_conflicts(texts, labels[kept], kept, found)
-        return LabelledData(rows, found.name, *found.columns)
+        before = source.numbers if isinstance(source, LabelledData) else None
+        numbers = before[kept] if before is not None else kept if len(kept) < len(found.rows) else None
+        return LabelledData(rows, found.name, *found.columns, numbers)
 
 
 def _say_what_was_found(found: Found, config: DataConfig) -> None:

@@ -12,6 +12,7 @@ Shape suffixes: N texts, S sequence length, L label tokens, T text tokens.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,8 +152,8 @@ class BoundTask:
         self._check_labels()
         if self.room < 1:
             raise TaskError(
-                f"template {task.template!r} and verbalisers take {max_length - self.room} of the model's "
-                f"{max_length} tokens and leave none for the text; shorten them"
+                f"template {reprlib.repr(task.template)} and verbalisers take {max_length - self.room} of the "
+                f"model's {max_length} tokens and leave none for the text; shorten them"
             )
 
     @property
@@ -245,8 +246,8 @@ class BoundTask:
             if longer[: len(ids)] == ids:
                 tokens = "|".join(self.tokenizer.convert_ids_to_tokens(ids))
                 raise TaskError(
-                    f"verbaliser {words[d]!r} begins with all tokens ({tokens}) of {words[c]!r}, so the model cannot "
-                    "tell the classes apart there; choose other words"
+                    f"verbaliser {words[d]!r} begins with all tokens ({tokens}) of {words[c]!r}, so the model "
+                    "cannot tell the classes apart there; choose other words"
                 )
 
 
