@@ -18,6 +18,8 @@ from gradmm.gradients.factors import Factors, Inner, inner
 from gradmm.gradients.target import ClassTarget
 
 DistanceName = Literal["cosine", "relative_l2", "tag"]
+Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""D as a function of <G, G>, <G, T> and <T, T>, elementwise."""
 
 
 class DistanceConfig(BaseModel):
@@ -49,7 +51,7 @@ def distance(config: DistanceConfig, sets: Factors, target: ClassTarget, has_bia
     bias = config.bias if has_bias else "ignore"
     if config.name == "tag":
         return _tag(sets, target, config.tag_factor, bias)
-    return _by_component(_FORMULAS[config.name], bias, inner(sets, sets), target.inner(sets), target.square_norm())
+    return _by_component(FORMULAS[config.name], bias, inner(sets, sets), target.inner(sets), target.square_norm())
 
 
 def distance_between(config: DistanceConfig, mine: ClassTarget, target: ClassTarget, has_bias: bool) -> float:
@@ -57,20 +59,24 @@ def distance_between(config: DistanceConfig, mine: ClassTarget, target: ClassTar
     bias = config.bias if has_bias else "ignore"
     if config.name == "tag":
         return float(_tag_of(mine.materialised(), target.materialised(), config.tag_factor, bias))
-    formula = _FORMULAS[config.name]
     inners = (mine.square_norm(), target.inner_with(mine), target.square_norm())
-    return float(_by_component(formula, bias, *inners))
+    return float(_by_component(FORMULAS[config.name], bias, *inners))
 
 
-def _by_component(
-    formula: Callable[[Tensor, Tensor, Tensor], Tensor], bias: str, gg: Inner, gt: Inner, tt: Inner
-) -> Tensor:
-    """Applies `formula(<G,G>, <G,T>, <T,T>)` to weight, bias, or both taken together."""
-    if bias == "ignore":
-        return formula(gg.weight_K, gt.weight_K, tt.weight_K)
-    if bias == "joint":
-        return formula(gg.weight_K + gg.bias_K, gt.weight_K + gt.bias_K, tt.weight_K + tt.bias_K)
-    return (formula(gg.weight_K, gt.weight_K, tt.weight_K) + formula(gg.bias_K, gt.bias_K, tt.bias_K)) / 2
+def components(found: Inner, bias: str) -> Tensor:
+    """The inner products that a distance is computed from, each on its own (Q, K); it is the mean over Q.
+
+    Args:
+        found: of the head's weight and bias.
+        bias: as in `DistanceConfig.bias`; `ignore` where the head has none.
+    """
+    if bias == "separate":
+        return torch.stack([found.weight_K, found.bias_K])
+    return (found.weight_K if bias == "ignore" else found.weight_K + found.bias_K).unsqueeze(0)
+
+
+def _by_component(formula: Formula, bias: str, gg: Inner, gt: Inner, tt: Inner) -> Tensor:
+    return formula(components(gg, bias), components(gt, bias), components(tt, bias)).mean(0)
 
 
 def _cosine(gg_K: Tensor, gt_K: Tensor, tt_K: Tensor) -> Tensor:
@@ -82,7 +88,7 @@ def _relative_l2(gg_K: Tensor, gt_K: Tensor, tt_K: Tensor) -> Tensor:
     return (gg_K - 2 * gt_K + tt_K) / tt_K.clamp_min(torch.finfo(tt_K.dtype).tiny)
 
 
-_FORMULAS = {"cosine": _cosine, "relative_l2": _relative_l2}
+FORMULAS: dict[str, Formula] = {"cosine": _cosine, "relative_l2": _relative_l2}
 
 
 def _tag(sets: Factors, target: ClassTarget, factor: float, bias: str) -> Tensor:

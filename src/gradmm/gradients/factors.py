@@ -15,6 +15,7 @@ D hidden size, N texts, L label tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,10 +43,24 @@ class Factors:
         """K."""
         return self.r_KJV.shape[0]
 
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """r, h and weight."""
+        return self.r_KJV, self.h_KJD, self.weight_KJ
+
+    def sets(self, which: slice | Sequence[int]) -> Factors:
+        """Some of the sets."""
+        return Factors(self.r_KJV[which], self.h_KJD[which], self.weight_KJ[which])
+
     def dense(self) -> tuple[Tensor, Tensor]:
         """The materialised gradients (K, V, D) and (K, V): for small problems and for the TAG distance."""
         weighted_KJV = self.r_KJV * self.weight_KJ.unsqueeze(-1)
         return weighted_KJV.transpose(1, 2) @ self.h_KJD, weighted_KJV.sum(1)
+
+
+def join_sets(parts: Sequence[Factors]) -> Factors:
+    """Sets of several, one after the other; all with the same J."""
+    r_KJV, h_KJD, weight_KJ = (torch.cat(pieces) for pieces in zip(*(p.tensors() for p in parts), strict=True))
+    return Factors(r_KJV, h_KJD, weight_KJ)
 
 
 @dataclass(frozen=True)
