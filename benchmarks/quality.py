@@ -1,4 +1,4 @@
-"""What ADMM's texts achieve: the paper's settings and the default beside real rows and LM samples.
+"""What each solver's texts achieve: search, ADMM and the paper's settings beside real rows and LM samples.
 
 All on one model and one set of real rows, in one run; distances are cosine distances of the mean gradient of
 the head, log-perplexities in nats per token under the same model, averaged over classes and texts.
@@ -15,8 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 METHODS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "LM texts alone, best of 8 blocks": {"admm.n_outer": 0},
+    "search": {"solver": "search"},
+    "search, selection alone": {"solver": "search", "refinement.evaluations": 0},
+    "search with ADMM's texts": {"solver": "both"},
+    "ADMM": {"solver": "admm"},
+    "LM texts alone, best of 8 blocks": {"solver": "admm", "admm.n_outer": 0},
     "paper": {"config": "paper"},
     "paper, 100 outer": {"config": "paper", "admm.n_outer": 100},
 }
@@ -36,7 +39,7 @@ def table(console: Console, arguments: argparse.Namespace) -> None:
     for column in ("set", "distance", "log-perplexity", "distinct pairs", "retokenised", "minutes"):
         out.add_column(column, justify="left" if column == "set" else "right")
     referenced = False
-    for name in arguments.methods or ["default", "LM texts alone, best of 8 blocks", "paper"]:
+    for name in arguments.methods or ["search", "search, selection alone", "ADMM", "paper"]:
         given = dict(METHODS[name])
         config = load_config(given.pop("config", None), given | {"texts_per_class": arguments.texts})
         settings = config.generate_config().model_copy(update={"references": not referenced})
@@ -46,7 +49,7 @@ def table(console: Console, arguments: argparse.Namespace) -> None:
             for reference, row in metrics["references"].items():
                 _add(out, reference, row, "")
             referenced = True
-        _add(out, f"ADMM, {name}", metrics["synthetic"], f"{(time.monotonic() - began) / 60:.1f}")
+        _add(out, name, metrics["synthetic"], f"{(time.monotonic() - began) / 60:.1f}")
     console.print(out)
 
 

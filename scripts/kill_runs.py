@@ -52,6 +52,7 @@ SMALL: dict[str, Any] = {
     "block_size": 1,
     "per_device_batch_size": 2,  # two waves
     "initial": {"candidates": 1},
+    "solver": "admm",
     "admm": {"n_outer": 2, "n_inner": 1, "relative_tolerance": 0},
     "lengths": {"distribution": "uniform", "min_tokens": 3, "max_tokens": 5},
 }

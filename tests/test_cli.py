@@ -26,6 +26,7 @@ from gradmm.progress import log
 VERBS = ("demo", "generate", "preview", "doctor")
 LINES = re.compile(r"(target|admm|measure): .*")  # all that stderr may hold
 SMALL = {
+    "solver": "admm",
     **{"admm.n_outer": 2, "admm.n_inner": 2, "admm.relative_tolerance": 0},
     "initial.candidates": 1,
     "lengths.distribution": "uniform",

@@ -121,6 +121,11 @@ TYPOS = [
     ("initial.sorce", "source"),
     ("lengths.max_token", "max_tokens"),
     ("bans.english", "english_only"),
+    ("space.map", "maps"),
+    ("pool.file", "files"),
+    ("label_check.min_probabilty", "min_probability"),
+    ("selection.exchanges", "exchange"),
+    ("refinement.evaluation", "evaluations"),
 ]
 
 

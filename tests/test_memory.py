@@ -65,7 +65,13 @@ class LittleMemory(Reporter):
 
 
 def config(**changes: Any) -> GenerateConfig:
-    small = {"texts_per_class": 6, "block_size": 3, "initial": {"candidates": 2}, "per_device_batch_size": 16}
+    small = {
+        "solver": "admm",
+        "texts_per_class": 6,
+        "block_size": 3,
+        "initial": {"candidates": 2},
+        "per_device_batch_size": 16,
+    }
     admm = {"n_outer": 3, "n_inner": 2, "relative_tolerance": 0}
     lengths = {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8}
     return GenerateConfig.model_validate({**small, "admm": admm, "lengths": lengths, **changes})

@@ -42,7 +42,7 @@ TINY_ROWS = [
 
 
 def tiny_config(**changes: Any) -> GenerateConfig:
-    small = {"texts_per_class": 3, "block_size": 3, "initial": {"candidates": 2}}
+    small = {"solver": "admm", "texts_per_class": 3, "block_size": 3, "initial": {"candidates": 2}}
     admm = {"n_outer": 2, "n_inner": 2, "relative_tolerance": 0}
     lengths = {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8}
     return GenerateConfig.model_validate({**small, "admm": admm, "lengths": lengths, **changes})
@@ -126,7 +126,9 @@ def whole(demo_lm: LanguageModel, few: LabelledData, tmp_path_factory: pytest.Te
 
 
 def test_the_data_set_is_labelled_text(finished: Result) -> None:
-    assert finished.dataset.column_names == ["text", "label", "gradient_distance", "log_perplexity", "source"]
+    assert finished.dataset.column_names == [
+        *("text", "label", "gradient_distance", "log_perplexity", "label_score", "weight", "source")
+    ]
     assert finished.dataset.features["label"] == datasets.ClassLabel(names=["negative", "positive"])
     assert finished.dataset["label"][:] == [0, 0, 0, 1, 1, 1]
     assert set(finished.dataset["source"]) == {"admm"}
@@ -137,7 +139,8 @@ def test_the_data_set_is_labelled_text(finished: Result) -> None:
 
 def test_the_metrics_say_what_was_made_and_how(finished: Result) -> None:
     metrics = finished.metrics
-    assert set(metrics) == {"synthetic", "references", "stops", "seconds", "trace"}
+    assert set(metrics) == {"solver", "synthetic", "steps", "references", "search", "stops", "seconds", "trace"}
+    assert (metrics["solver"], metrics["steps"], metrics["search"]) == ("admm", {}, [])
     measures = {"texts", "distance", "class_distances", "log_perplexity", "distinct_2", "tokens"}
     assert set(metrics["synthetic"]) == measures | {"retokenised_differently"}
     assert {name: set(row) for name, row in metrics["references"].items()} == {"real": measures, "lm": measures}
@@ -176,7 +179,8 @@ def test_all_files_hold_the_same_rows(finished: Result, tmp_path: Path) -> None:
     assert jsonl_rows(finished.run_dir) == list(from_json) == list(from_parquet) == rows
     assert from_parquet.features == finished.dataset.features  # the names of the classes come with the file
     assert pd.read_json(paths[0], lines=True)["text"].tolist() == finished.dataset["text"][:]
-    assert pd.read_parquet(paths[1]).to_dict("records") == rows
+    frame = pd.read_parquet(paths[1])
+    assert frame.astype(object).where(frame.notna(), None).to_dict("records") == rows
 
 
 def test_no_real_row_leaves(finished: Result, demo_rows: LabelledData) -> None:

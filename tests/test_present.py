@@ -15,6 +15,7 @@ from rich.console import Console
 from gradmm.doctor import Finding
 from gradmm.present import printable, show_findings, show_measures, show_result, show_texts
 from gradmm.result import Result, make_dataset
+from gradmm.search import Written
 
 NASTY = {
     "a\x1b[31mred\x1b[0m": r"a\x1b[31mred\x1b[0m",
@@ -40,8 +41,14 @@ def printed(show: Any, *args: Any, width: int = 200, **options: Any) -> str:
 def result_of(texts: list[list[str]], names: tuple[str, ...] = ("a", "b"), run_dir: Path | None = None) -> Result:
     nll = [[1.0] * len(own) for own in texts]
     own = {**MEASURES, "texts": sum(map(len, texts)), "retokenised_differently": 0}
-    metrics = {"synthetic": own, "references": {"real": {**MEASURES, "texts": 3}}}
-    return Result(make_dataset(names, texts, (0.0,) * len(names), nll, "admm"), metrics, run_dir)
+    metrics = {
+        "solver": "admm",
+        "synthetic": own,
+        "steps": {},
+        "references": {"real": {**MEASURES, "texts": 3}},
+    }
+    written = [[Written(text, "admm") for text in own] for own in texts]
+    return Result(make_dataset(names, written, (0.0,) * len(names), nll), metrics, run_dir)
 
 
 # ---- texts
@@ -103,6 +110,27 @@ def test_the_table_has_a_row_for_every_set() -> None:
         ["real rows", "3", "0.0123", "4.57", "99%"],
         ["LM samples", "4", "0.5000", "4.57", "99%"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "told"),
+    [
+        ("admm", {}, "LM samples 0.5000 / 4.57, ADMM 0.0123 / 4.57"),
+        ("search", {"selected": 0.1}, "LM samples 0.5000 / 4.57, selected 0.1000 / 4.57, refined 0.0123 / 4.57"),
+        ("search", {}, "LM samples 0.5000 / 4.57, selected 0.0123 / 4.57"),
+        (
+            "both",
+            {"admm": 0.2, "selected": 0.1},
+            "LM samples 0.5000 / 4.57, ADMM 0.2000 / 4.57, selected 0.1000 / 4.57, refined 0.0123 / 4.57",
+        ),
+    ],
+)
+def test_a_line_says_what_every_step_bought(solver: str, steps: dict[str, float], told: str) -> None:
+    metrics = result_of([["x"], ["y"]]).metrics | {"solver": solver}
+    metrics["references"]["lm"] = {**MEASURES, "distance": 0.5, "texts": 4}
+    metrics["steps"] = {name: {**MEASURES, "distance": distance} for name, distance in steps.items()}
+    line = f"Step by step (distance / log-perplexity): {told}"
+    assert line in printed(show_measures, metrics).splitlines()
 
 
 def test_texts_that_tokenise_differently_are_told() -> None:

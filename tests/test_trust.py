@@ -30,6 +30,7 @@ HOSTILE = (
     "line one\nline two\r\u202e",
 )
 TINY = {
+    "solver": "admm",
     "texts_per_class": 1,
     "block_size": 1,
     "initial": {"candidates": 1},
@@ -120,7 +121,13 @@ socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.c
 from gradmm.cli import main
 main()
 """
-    sets = ["admm.n_outer=1", "admm.n_inner=1", "initial.candidates=1", "lengths.distribution=uniform"]
+    sets = [
+        "solver=admm",
+        "admm.n_outer=1",
+        "admm.n_inner=1",
+        "initial.candidates=1",
+        "lengths.distribution=uniform",
+    ]
     args = ["--model", "model", "--data", "rows.jsonl", "--task", "sst2", "-n", "1", "-q"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     done = subprocess.run(

@@ -168,6 +168,8 @@ def preview(
             f"--texts-per-class (-n) is {texts_per_class!r}; preview takes a whole number, at least 1"
         )
     quick = {
+        "pool.texts_per_text": 8,
+        "refinement.evaluations": 8,
         "admm.n_outer": 4,
         "admm.n_inner": 5,
         "data.max_rows_per_class": 50,

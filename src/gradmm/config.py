@@ -20,10 +20,15 @@ from gradmm.data.task import Task
 from gradmm.data.vocabulary import BanConfig
 from gradmm.errors import ConfigError, closest, listed, nearest
 from gradmm.gradients.distances import DistanceConfig
+from gradmm.gradients.spaces import SpaceConfig
+from gradmm.labelling import LabelCheckConfig
 from gradmm.models import ModelConfig
 from gradmm.solvers.admm import AdmmConfig
 from gradmm.solvers.initial import InitialConfig, LengthConfig
+from gradmm.solvers.pool import PoolConfig
 from gradmm.solvers.projection import ProjectionConfig
+from gradmm.solvers.refinement import RefinementConfig
+from gradmm.solvers.selection import SelectionConfig
 from gradmm.yamlfiles import missing, read_mapping, read_value
 
 PACKAGED = Path(__file__).parent / "assets" / "configs"
@@ -92,7 +97,15 @@ class GenerateConfig(BaseModel):
     """Of everything that is drawn."""
     references: bool = True
     """Also measure as many real rows and plain LM samples, to compare with."""
+    solver: Literal["admm", "search", "both"] = "search"
+    """`search`: select from a pool of texts that the LM writes, and refine. `admm`: the paper's solver, as it
+    ends. `both`: ADMM's texts are candidates too."""
     distance: DistanceConfig = DistanceConfig()
+    space: SpaceConfig = SpaceConfig()
+    pool: PoolConfig = PoolConfig()
+    label_check: LabelCheckConfig = LabelCheckConfig()
+    selection: SelectionConfig = SelectionConfig()
+    refinement: RefinementConfig = RefinementConfig()
     admm: AdmmConfig = AdmmConfig()
     projection: ProjectionConfig = ProjectionConfig()
     initial: InitialConfig = InitialConfig()

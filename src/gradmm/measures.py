@@ -62,7 +62,7 @@ def measure(
         The measures, and per class the log-perplexity of each text.
     """
     limit = limit or BatchLimit()
-    gradients = compute_target(lm, task, [[list(own)] for own in texts], limit=limit)
+    gradients = compute_target(lm, task, [[list(own)] for own in texts], limit=limit, space=target.space)
     distances = [
         distance_between(config, mine, theirs, lm.head.bias_V is not None)
         for mine, theirs in zip(gradients.classes, target.classes, strict=True)

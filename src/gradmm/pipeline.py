@@ -1,6 +1,6 @@
 """The page to read first: how a data set is made.
 
-    load -> target -> start -> admm -> measure -> write
+    load -> pool -> space -> target -> admm | select and refine -> measure -> write
 
 Only `_release` and `_references` see real rows; the solvers get a `ReleasedTarget`. A run that is interrupted
 continues from its folder: each class's target and every outer iteration are checkpointed, and whatever is drawn
@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradmm.blocks import BlockRunner
+from gradmm.blocks import BlockRunner, Made
 from gradmm.config import GenerateConfig, to_yaml
 from gradmm.data.checks import check_fits, match_labels
 from gradmm.data.presets import get_task
-from gradmm.data.sources import DataSource, LabelledData, load_data
+from gradmm.data.sources import DataConfig, DataSource, LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
 from gradmm.environment import describe_environment
+from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
 from gradmm.measures import SetMeasures, measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model
 from gradmm.progress import Reporter, Stage, log, logging_to
 from gradmm.result import Result, make_dataset, read_result, write_result
+from gradmm.search import Found, Search, as_found
 from gradmm.store import LOG, Resume, RunFolder, as_json
 
 
@@ -71,7 +73,10 @@ def generate(
     limit = BatchLimit(config.per_device_batch_size)
     counts = config.count_texts(bound.task.label_names, rows.counts())
     runner = BlockRunner(lm, bound, config, counts, limit)
-    fingerprint = _fingerprint(lm, bound.task, rows, config)
+    brought = {name: _load_brought(name, bound.task) for name in config.pool.files}
+    fingerprint = _fingerprint(lm, bound.task, rows, config) | {
+        "files": {name: own.fingerprint() for name, own in brought.items()}
+    }
     with ExitStack() as stack:
         place = output_dir or stack.enter_context(tempfile.TemporaryDirectory())
         folder = stack.enter_context(RunFolder(place, fingerprint, resume))
@@ -83,7 +88,8 @@ def generate(
             settings = _settings(lm, bound.task, rows, config)
             folder.write_text("config.yaml", to_yaml(settings))
             folder.write_json("environment.json", describe_environment(lm.device))
-            result = _Run(lm, bound, rows, config, runner, limit, folder, reporter or Reporter()).go()
+            run = _Run(lm, bound, rows, brought, config, runner, limit, folder, reporter or Reporter())
+            result = run.go()
         folder.finish()
     return result if output_dir else Result(result.dataset, result.metrics, None)
 
@@ -95,6 +101,7 @@ class _Run:
     lm: LanguageModel
     task: BoundTask
     rows: LabelledData
+    brought: dict[str, LabelledData]
     config: GenerateConfig
     runner: BlockRunner
     limit: BatchLimit
@@ -104,55 +111,104 @@ class _Run:
 
     def go(self) -> Result:
         """All stages."""
-        target = self._release()
-        with self._stage("admm", self.runner.steps, "block steps") as stage:
-            made = self.runner.run(target, self.folder, stage)
-        with self._stage("measure", 3 if self.config.references else 1, "sets") as stage:
-            own, nll = self._measure(target, made.texts)
+        search = Search(self.runner)
+        lm_texts = self._write(search)
+        target = self._release(self._space(search, lm_texts))
+        made = None if self.config.solver == "search" else self._admm(target)
+        if made is not None and self.config.solver == "admm":
+            found = as_found(made)
+        else:
+            found = self._search(search, target, lm_texts, made)
+        texts = [[one.text for one in own] for own in found.texts]
+        with self._stage("measure", len(found.before) + (3 if self.config.references else 1), "sets") as stage:
+            own, nll = self._measure(target, texts)
             stage.advance()
+            steps = {name: self._measured(target, before, stage) for name, before in found.before.items()}
             references = self._references(target, stage) if self.config.references else {}
         metrics: dict[str, Any] = as_json(
             {
-                "synthetic": asdict(own) | {"retokenised_differently": made.retokenised},
+                "solver": self.config.solver,
+                "synthetic": asdict(own) | {"retokenised_differently": found.retokenised},
+                "steps": {name: asdict(measures) for name, measures in steps.items()},
                 "references": {name: asdict(measures) for name, measures in references.items()},
-                "stops": made.stops,
+                "search": found.figures,
+                "stops": made.stops if made else [],
                 "seconds": self.seconds,
-                "trace": made.trace,
+                "trace": made.trace if made else [],
             }
         )
-        names = self.task.task.label_names
-        dataset = make_dataset(names, made.texts, own.class_distances, nll, "admm")
+        dataset = make_dataset(self.task.task.label_names, found.texts, own.class_distances, nll)
         write_result(self.folder, dataset, metrics)
         return Result(dataset, metrics, self.folder.path)
 
-    def _release(self) -> ReleasedTarget:
-        """The mean gradients of the real rows; those of each class are computed once per run."""
-        kept = [self.folder.load_state(_target_name(label)) for label in range(self.rows.num_classes)]
-        targets = [state and ClassTarget.from_tensors(_on(state[0], self.lm.device)) for state in kept]
-        if None in targets:
-            with self._stage("target", len(self.rows), "rows") as stage:
-                for label, count in enumerate(self.rows.counts()):
-                    if targets[label] is None:
-                        targets[label] = self._release_class(label, stage)
-                    else:
-                        stage.advance(count)
-        return ReleasedTarget(tuple(target for target in targets if target is not None))
+    def _write(self, search: Search) -> list[list[str]]:
+        """The LM's own texts: candidates, and public text that spaces are fitted on."""
+        total = sum(search.lm_counts)
+        if not total:
+            return [[] for _ in self.runner.counts]
+        with self._stage("pool", total, "LM texts") as stage:
+            return search.write(self.folder, stage)
 
-    def _release_class(self, label: int, stage: Stage) -> ClassTarget:
+    def _space(self, search: Search, lm_texts: list[list[str]]) -> Space:
+        """Always as the run folder has it: tensors laid out in another way in memory round in another way."""
+        if not self.config.space.maps:
+            return IDENTITY
+        if self.folder.load_state("space") is None:
+            self.folder.save_state("space", search.fit_space(lm_texts).tensors(), {})
+        kept = self.folder.load_state("space")
+        assert kept is not None, "it has just been written"
+        return Space.from_tensors(_on(kept[0], self.lm.device))
+
+    def _admm(self, target: ReleasedTarget) -> Made:
+        with self._stage("admm", self.runner.steps, "block steps") as stage:
+            return self.runner.run(target, self.folder, stage)
+
+    def _search(
+        self, search: Search, target: ReleasedTarget, lm_texts: list[list[str]], made: Made | None
+    ) -> Found:
+        """ADMM's texts come first: of two that are alike, the first is kept."""
+        sources = [("admm", made.texts)] if made else []
+        labels = range(self.rows.num_classes)
+        sources += [(name, [own.texts_of(label) for label in labels]) for name, own in self.brought.items()]
+        with self._stage("search", sum(self.runner.counts), "texts") as stage:
+            found = search.run(target, search.pool(lm_texts, sources), self.folder, stage)
+        return replace(found, before=({"admm": made.texts} if made else {}) | found.before)
+
+    def _release(self, space: Space) -> ReleasedTarget:
+        """The mean gradients of the real rows, each computed once per run and read from the run folder."""
+        labels = range(self.rows.num_classes)
+        if any(self._released(label) is None for label in labels):
+            with self._stage("target", len(self.rows), "rows") as stage:
+                for label in labels:
+                    self._release_class(label, space, stage)
+        targets = (self._released(label) for label in labels)
+        return ReleasedTarget(tuple(target for target in targets if target is not None), space)
+
+    def _released(self, label: int) -> ClassTarget | None:
+        kept = self.folder.load_state(_target_name(label))
+        return None if kept is None else ClassTarget.from_tensors(_on(kept[0], self.lm.device))
+
+    def _release_class(self, label: int, space: Space, stage: Stage) -> None:
+        if self._released(label) is not None:
+            stage.advance(self.rows.counts()[label])
+            return
         batches = self.rows.iter_batches(label, self.config.per_device_batch_size)
-        target = class_target(self.lm, self.task, label, batches, self.limit, stage.advance)
+        target = class_target(self.lm, self.task, label, batches, self.limit, stage.advance, space)
         self.folder.save_state(_target_name(label), target.tensors(), {})
-        return target
 
     def _references(self, target: ReleasedTarget, stage: Stage) -> dict[str, SetMeasures]:
         """As many real rows, drawn at random, and as many texts that the LM writes unguided."""
         counts = map(min, self.runner.counts, self.rows.counts())
         real = self.rows.sample(tuple(counts), self.config.seed)
-        found = {"real": self._measure(target, [real.texts_of(c) for c in range(real.num_classes)])[0]}
-        stage.advance()
-        found["lm"] = self._measure(target, self.runner.sample_texts("lm reference"))[0]
-        stage.advance()
+        texts = [real.texts_of(c) for c in range(real.num_classes)]
+        found = {"real": self._measured(target, texts, stage)}
+        found["lm"] = self._measured(target, self.runner.sample_texts("lm reference"), stage)
         return found
+
+    def _measured(self, target: ReleasedTarget, texts: list[list[str]], stage: Stage) -> SetMeasures:
+        measures, _ = self._measure(target, texts)
+        stage.advance()
+        return measures
 
     def _measure(self, target: ReleasedTarget, texts: list[list[str]]) -> tuple[SetMeasures, list[list[float]]]:
         return measure(self.lm, self.task, target, self.config.distance, texts, self.limit)
@@ -163,6 +219,11 @@ class _Run:
         with self.reporter.stage(name, total, unit) as stage:
             yield stage
         self.seconds[name] = round(time.monotonic() - began, 2)
+
+
+def _load_brought(name: str, task: Task) -> LabelledData:
+    """Texts of a file or run that the user names as candidates, in the task's classes."""
+    return load_data(name, DataConfig(classes=task.label_names))
 
 
 def _target_name(label: int) -> str:

@@ -41,11 +41,25 @@ def show_measures(console: Console, metrics: dict[str, Any]) -> None:
         figures = (f"{row['distance']:.4f}", f"{row['log_perplexity']:.2f}", f"{row['distinct_2']:.0%}")
         table.add_row(_ROWS[name], str(row["texts"]), *figures)
     console.print(table)
+    steps = _steps(metrics)
+    if len(steps) > 1:
+        bought = ", ".join(
+            f"{name} {row['distance']:.4f} / {row['log_perplexity']:.2f}" for name, row in steps.items()
+        )
+        console.print(Text(f"Step by step (distance / log-perplexity): {bought}"), soft_wrap=True)
     differ, count = metrics["synthetic"]["retokenised_differently"], metrics["synthetic"]["texts"]
     if differ:
         console.print(
             Text(f"{differ} of {count} texts re-tokenise differently; all figures are of the texts as they are.")
         )
+
+
+def _steps(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the set was worth after every step, from the LM's own texts on."""
+    words = {"lm": "LM samples", "admm": "ADMM", "selected": "selected"}
+    rows = {name: row for name, row in metrics["references"].items() if name == "lm"} | metrics["steps"]
+    last = "refined" if "selected" in rows else "ADMM" if metrics["solver"] == "admm" else "selected"
+    return {words[name]: row for name, row in rows.items()} | {last: metrics["synthetic"]}
 
 
 def show_result(console: Console, result: Result, per_class: int | None = None) -> None:

@@ -11,6 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradmm.search import Written
 from gradmm.store import RunFolder, as_json
 
 
@@ -20,7 +21,8 @@ class Result:
 
     dataset: datasets.Dataset
     """Columns `text`, `label` (ClassLabel), `gradient_distance` (of the label's whole set), `log_perplexity`,
-    `source` (the solver)."""
+    `label_score` (calibrated probability of the label, where it was looked at), `weight` (in the mean over the
+    label's set) and `source` (`admm`, `lm` or a file; `+refined` where tokens were changed)."""
     metrics: dict[str, Any]
     """What `metrics.json` holds."""
     run_dir: Path | None
@@ -40,10 +42,9 @@ class Result:
 
 def make_dataset(
     label_names: tuple[str, ...],
-    texts: list[list[str]],
+    texts: list[list[Written]],
     distances: tuple[float, ...],
     log_perplexities: list[list[float]],
-    source: str,
 ) -> datasets.Dataset:
     """Rows in the order of classes; texts, distances and log-perplexities are per class."""
     features = datasets.Features(
@@ -52,15 +53,18 @@ def make_dataset(
             "label": datasets.ClassLabel(names=list(label_names)),
             "gradient_distance": datasets.Value("float64"),
             "log_perplexity": datasets.Value("float64"),
+            "label_score": datasets.Value("float64"),
+            "weight": datasets.Value("float64"),
             "source": datasets.Value("string"),
         }
     )
     rows = [
-        {"text": t, "label": label, "gradient_distance": distances[label], "log_perplexity": p, "source": source}
+        vars(one) | {"label": label, "gradient_distance": distances[label], "log_perplexity": perplexity}
         for label, own in enumerate(texts)
-        for t, p in zip(own, log_perplexities[label], strict=True)
+        for one, perplexity in zip(own, log_perplexities[label], strict=True)
     ]
-    return datasets.Dataset.from_list(rows, features=features)
+    columns = {name: [row[name] for row in rows] for name in features}
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def write_result(folder: RunFolder, dataset: datasets.Dataset, metrics: dict[str, Any]) -> None:

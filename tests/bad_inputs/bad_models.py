@@ -24,7 +24,7 @@ from bad_table import CSV, TINY, Bad
 from gradmm import cli
 from tiny_models import make_model, make_tokenizer
 
-SHORT = "-q -n 1 -s admm.n_outer=1 -s admm.n_inner=1 -s initial.candidates=1 -s lengths.distribution=uniform -s lengths.min_tokens=4 -s lengths.max_tokens=9 -s references=false"
+SHORT = "-q -n 1 -s solver=admm -s admm.n_outer=1 -s admm.n_inner=1 -s initial.candidates=1 -s lengths.distribution=uniform -s lengths.min_tokens=4 -s lengths.max_tokens=9 -s references=false"
 T = f"generate -d rows.csv -t sst2 -m {TINY} {SHORT}"
 
 

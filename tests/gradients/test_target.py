@@ -1,4 +1,8 @@
-"""`gradmm.gradients.target`: the mean gradient per class, streamed, held as whatever is smaller."""
+"""`gradmm.gradients.target`: the mean gradient per class, streamed, held as whatever is smaller, in any space.
+
+What is held against a target (`measures.measure`, `solvers.matching`) is tested here in every space; in that of
+the whole gradient by tests of its own.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,12 @@ from safetensors.torch import load_file, save_file
 
 import oracles
 from gradmm.errors import DataError
-from gradmm.gradients.factors import Factors
-from gradmm.gradients.target import ClassTarget, ReleasedTarget, TargetAccumulator, compute_target
+from gradmm.gradients.distances import DistanceConfig
+from gradmm.gradients.factors import Factors, label_factors
+from gradmm.gradients.spaces import IDENTITY, Space, SpaceConfig, fit_space
+from gradmm.gradients.target import ClassTarget, TargetAccumulator, compute_target
+from gradmm.measures import measure
+from gradmm.solvers.matching import GradientMatching
 
 MIXED = (" bad", " happy", " surprised")
 ENDS = ("is great.", "makes me sad", "was bad", "feel", "I", "is fine and great and so on")
@@ -74,8 +82,9 @@ def test_batches_of_any_size_give_the_same_target(tiny_lm, tiny_task, size):
 def test_target_carries_no_autograd_graph(tiny_lm, tiny_task):
     lm = tiny_lm("phi")
     target = compute_target(lm, tiny_task(lm, MIXED), batches(SPLIT, 5))
-    assert len(target.tensors()) == 3 + 3 + 2
-    assert not any(value.requires_grad or value.grad_fn for value in target.tensors().values())
+    values = [value for own in target.classes for value in own.tensors().values()]
+    assert len(values) == 3 + 3 + 2
+    assert not any(value.requires_grad or value.grad_fn for value in values)
 
 
 def test_a_row_that_is_too_long_is_refused(tiny_lm, tiny_task):
@@ -153,15 +162,120 @@ def test_what_is_in_the_matrix_is_held_no_longer():
 # ---- the run folder
 
 
-def test_tensors_come_back(tmp_path):
-    """Twelve classes: in the order of words, "10" is before "2"."""
-    classes = [ClassTarget(random_sum(c, c + 1), None) for c in range(11)]
+@pytest.mark.parametrize("dense", [False, True])
+def test_tensors_come_back(tmp_path, dense):
     weight_1VD, bias_1V = random_sum(11, 2).dense()
-    target = ReleasedTarget((*classes, ClassTarget(None, (weight_1VD[0].T.contiguous().T, bias_1V[0]))))
-    save_file(target.tensors(), tmp_path / "target.safetensors")
-    back = ReleasedTarget.from_tensors(load_file(tmp_path / "target.safetensors"))
-    assert len(back.classes) == 12
-    assert [own.factors is None for own in back.classes] == [False] * 11 + [True]
-    for own, expected in zip(back.classes, target.classes, strict=True):
-        assert own.tensors().keys() == expected.tensors().keys()
-        assert all(torch.equal(value, expected.tensors()[key]) for key, value in own.tensors().items())
+    own = ClassTarget(None, (weight_1VD[0], bias_1V[0])) if dense else ClassTarget(random_sum(3, 4), None)
+    save_file(own.tensors(), tmp_path / "target.safetensors")
+    back = ClassTarget.from_tensors(load_file(tmp_path / "target.safetensors"))
+    assert (back.factors is None) == dense and (back.dense is None) != dense
+    for found, expected in zip(back.materialised(), own.materialised(), strict=True):
+        assert torch.equal(found, expected)
+    assert back.tensors().keys() == own.tensors().keys()
+
+
+# ---- in a space
+
+SPACES = [
+    (),
+    ("verbaliser",),
+    ("centred",),
+    ("whitened",),
+    ("subspace",),
+    ("sketch",),
+    ("verbaliser", "centred", "whitened", "sketch"),
+]
+PUBLIC = ("I feel sad.", "A great end", "The story was dull and bad.", "Happy!")
+BLOCKS = [["The film is great.", "Happy!"], ["I feel sad.", "A dull and bad film. It was bad."]]
+"""Texts of class 2 and of class 0."""
+in_every_space = pytest.mark.parametrize("maps", SPACES, ids="-".join)
+
+
+def space_of(lm, task, maps) -> Space:
+    batch = task.collate([task.text_ids(text) for text in PUBLIC * 3], [0] * 4 + [1] * 4 + [2] * 4)
+    public = label_factors(lm, batch, batch.embed(lm.embeddings_VE), len(PUBLIC) * 3)
+    labels = [token for ids in task.label_ids for token in ids]
+    config = SpaceConfig(maps=maps, rank=5)
+    return fit_space(config, public, labels, torch.Generator().manual_seed(0))
+
+
+def mapped(gradient, space):
+    """The materialised gradient, map by map: A (G - grad_b m^T) B^T, and A grad_b."""
+    weight_VD, bias_V = gradient
+    for one in space.maps:
+        if one.r_rows_M is not None:
+            weight_VD, bias_V = weight_VD[one.r_rows_M], bias_V[one.r_rows_M]
+        if one.r_MV is not None:
+            weight_VD, bias_V = one.r_MV @ weight_VD, one.r_MV @ bias_V
+        if one.h_shift_D is not None:
+            weight_VD = weight_VD - torch.outer(bias_V, one.h_shift_D)
+        if one.h_PD is not None:
+            weight_VD = weight_VD @ one.h_PD.T
+    return weight_VD, bias_V
+
+
+@in_every_space
+def test_target_in_a_space_is_the_mapped_mean_gradient(tiny_lm, tiny_task, maps):
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    space = space_of(lm, task, maps)
+    target = compute_target(lm, task, batches(SPLIT, 4), space=space)
+    assert target.space is space
+    for label, (texts, own) in enumerate(zip(SPLIT, target.classes, strict=True)):
+        for found, expected in zip(own.materialised(), mapped(oracle(lm, task, texts, label), space), strict=True):
+            assert oracles.relative_error(found, expected) < 1e-4
+
+
+def test_in_a_small_space_a_target_is_small(tiny_lm, tiny_task):
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    space = space_of(lm, task, ("verbaliser", "subspace"))
+    for own in compute_target(lm, task, batches(SPLIT, 4), space=space).classes:
+        assert sum(value.numel() for value in own.tensors().values()) <= 5 * 5 + 5
+    assert compute_target(lm, task, batches(SPLIT, 4)).space is IDENTITY
+
+
+@in_every_space
+@pytest.mark.parametrize(
+    "config",
+    [
+        DistanceConfig(bias="separate"),
+        DistanceConfig(name="relative_l2", bias="ignore"),
+        DistanceConfig(name="tag"),
+    ],
+    ids=str,
+)
+def test_what_is_held_against_a_target_goes_to_its_space_first(tiny_lm, tiny_task, maps, config):
+    """ADMM's objective and score, and the measures, are distances between mapped gradients by autograd."""
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    space = space_of(lm, task, maps)
+    target = compute_target(lm, task, batches(SPLIT, 4), space=space)
+    expected = [
+        float(
+            oracles.distance(
+                config.name,
+                config.bias,
+                mapped(oracle(lm, task, texts, label), space),
+                mapped(oracle(lm, task, SPLIT[label], label), space),
+            )
+        )
+        for texts, label in ((BLOCKS[0], 2), (["The end"], 1), (BLOCKS[1], 0))
+    ]
+    assert min(expected) > 1e-3
+    measured, _ = measure(lm, task, target, config, [BLOCKS[1], ["The end"], BLOCKS[0]])
+    assert list(measured.class_distances) == pytest.approx(expected[::-1], rel=1e-4, abs=1e-5)
+
+    ids = [[task.text_ids(text) for text in block] for block in BLOCKS]
+    lengths_KB = torch.tensor([[len(row) for row in block] for block in ids])
+    codes_KBT = torch.zeros(2, 2, int(lengths_KB.max()), dtype=torch.long)
+    for k, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        codes_KBT[k, b, : len(ids[k][b])] = torch.tensor(ids[k][b])
+    problem = GradientMatching(lm, task, target, config, None, [2, 0], lengths_KB)
+    x = lm.embeddings_VE[codes_KBT].requires_grad_()
+    objective_K = problem.objective(x)
+    for found_K in (objective_K, problem.score(codes_KBT)):
+        assert found_K.tolist() == pytest.approx(expected[::2], rel=1e-4, abs=1e-5)
+    objective_K.sum().backward()
+    norms = x.grad.flatten(2).norm(dim=2)
+    assert bool(norms.isfinite().all()) and bool((norms > 0).all())

@@ -16,6 +16,7 @@ from torch import Tensor
 from gradmm.data.task import BoundTask
 from gradmm.errors import DataError, NonFiniteError
 from gradmm.gradients.factors import Factors, Inner, inner, inner_dense, label_factors
+from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 
@@ -75,21 +76,8 @@ class ReleasedTarget:
 
     classes: tuple[ClassTarget, ...]
     """One target per class."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Flat, for safetensors."""
-        return {
-            f"{label}.{key}": value.contiguous()
-            for label, target in enumerate(self.classes)
-            for key, value in target.tensors().items()
-        }
-
-    @staticmethod
-    def from_tensors(tensors: dict[str, Tensor]) -> ReleasedTarget:
-        """Inverse of `tensors`."""
-        labels = sorted({int(key.split(".")[0]) for key in tensors})
-        parts = [{k.split(".")[1]: v for k, v in tensors.items() if k.split(".")[0] == str(c)} for c in labels]
-        return ReleasedTarget(tuple(ClassTarget.from_tensors(part) for part in parts))
+    space: Space = IDENTITY
+    """Where the targets are; every gradient that is held against them is mapped there first."""
 
 
 class TargetAccumulator:
@@ -134,6 +122,7 @@ def compute_target(
     rows: Sequence[Iterable[list[str]]],
     progress: Callable[[int], None] = lambda rows: None,
     limit: BatchLimit | None = None,
+    space: Space = IDENTITY,
 ) -> ReleasedTarget:
     """Mean gradient per class over real rows, streamed.
 
@@ -143,6 +132,7 @@ def compute_target(
         rows: per class, batches of texts.
         progress: called with the number of rows of each batch that is done.
         limit: rows that go through the model at once.
+        space: where the mean is taken.
 
     Raises:
         DataError: if a row is longer than the model's context.
@@ -151,7 +141,10 @@ def compute_target(
     """
     limit = limit or BatchLimit()
     return ReleasedTarget(
-        tuple(class_target(lm, task, label, batches, limit, progress) for label, batches in enumerate(rows))
+        tuple(
+            class_target(lm, task, label, batches, limit, progress, space) for label, batches in enumerate(rows)
+        ),
+        space,
     )
 
 
@@ -163,12 +156,13 @@ def class_target(
     batches: Iterable[list[str]],
     limit: BatchLimit,
     progress: Callable[[int], None] = lambda rows: None,
+    space: Space = IDENTITY,
 ) -> ClassTarget:
     """One class's mean gradient; arguments and errors as of `compute_target`."""
     total = TargetAccumulator()
     for texts in batches:
-        for sums in limit.map(lambda part: _summed(lm, task, part, label), texts, "computing the target"):
-            total.add(*sums)
+        for sums, count in limit.map(lambda part: _summed(lm, task, part, label), texts, "computing the target"):
+            total.add(space(sums), count)
         progress(len(texts))
     return total.mean()
 

@@ -57,7 +57,7 @@ class GradientMatching:
         """D(G(X_k), target of k's class) for every block (K,); x is (K, B, T, E)."""
         embeds_NSE = self._batch.embed(self.lm.embeddings_VE, x.flatten(0, 1))
         sets = label_factors(self.lm, self._batch, embeds_NSE, self.texts_per_block, self.limit)
-        return block_distances(self.lm, self.target, self.config, sets, self.labels_K)
+        return block_distances(self.lm, self.target, self.config, self.target.space(sets), self.labels_K)
 
     def project(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (K, B, T, E) and tokens (K, B, T) of the readable texts nearest to v."""
@@ -75,7 +75,7 @@ class GradientMatching:
         batch = self.task.collate(ids, self._labels_N).to(self.lm.device)
         embeds_NSE = batch.embed(self.lm.embeddings_VE)
         sets = label_factors(self.lm, batch, embeds_NSE, self.texts_per_block, self.limit)
-        return block_distances(self.lm, self.target, self.config, sets, self.labels_K)
+        return block_distances(self.lm, self.target, self.config, self.target.space(sets), self.labels_K)
 
     def texts(self, codes: Tensor) -> list[str]:
         """The texts that tokens (K, B, T) stand for, block by block."""

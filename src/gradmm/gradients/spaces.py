@@ -1,0 +1,201 @@
+"""Spaces: linear maps on the factors of a gradient, r -> A r and h -> B h, so that G -> A G B^T.
+
+What is matched is then the gradient as the space sees it. Everything downstream of a target (distances,
+solvers, selection, mechanisms) gets mapped factors alone, and so works in every space.
+
+    verbaliser   A keeps the rows of the label tokens: C numbers instead of V
+    centred      h minus the mean m of public text, G -> G - grad_b m^T: takes away what every text has in common
+    whitened     h times (second moment of public text + ridge)^(-1/2): natural-gradient matching; evens out the
+                 directions that would dominate a cosine
+    subspace     the top principal directions (about 0, not the mean) of r and of h over public text
+    sketch       random projections of r and of h (Johnson and Lindenstrauss 1984); a factor that is no longer
+                 than the sketch stays as it is
+
+The gradient of the head's bias, grad_b = sum_j w_j r_j, becomes A grad_b; B has no part in it. Public text is
+what the LM writes after the class prompts: no real row has a part in it. Maps are composed in the order in which
+they are named; each is fitted, in float64, on factors that the ones before have mapped.
+
+Shape suffixes: J pairs, V and D entries of r and h before a map, M and P after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from gradmm.gradients.factors import Factors
+
+MapName = Literal["verbaliser", "centred", "whitened", "subspace", "sketch"]
+NEED_PUBLIC: tuple[MapName, ...] = ("centred", "whitened", "subspace")
+_KEEP_TOKENS = ("centred", "whitened")  # after these, the entries of r are still tokens
+_NEGLIGIBLE = 1e-10  # of the largest squared singular value: below it a direction is rounding
+
+
+class SpaceConfig(BaseModel):
+    """In which space gradients are matched."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    maps: tuple[MapName, ...] = ()
+    """Maps in their order; none is the identity, the head's whole gradient."""
+    ridge: float = Field(0.1, gt=0)
+    """Of `whitened`, relative to the mean eigenvalue of the second moment."""
+    rank: int = Field(64, ge=1)
+    """Directions that `subspace` keeps, and that `sketch` projects to, of r and of h each."""
+    public_texts: int = Field(256, ge=1)
+    """Texts per class that the LM writes to fit the maps on."""
+
+    @model_validator(mode="after")
+    def _rows_are_tokens(self) -> SpaceConfig:
+        for at, name in enumerate(self.maps):
+            before = [other for other in self.maps[:at] if other not in _KEEP_TOKENS]
+            if name == "verbaliser" and before:
+                raise ValueError(
+                    f"maps: 'verbaliser' picks the rows of tokens, and after {before[0]!r} there are none; "
+                    "name it first, and once"
+                )
+        return self
+
+    @property
+    def needs_public(self) -> bool:
+        """Whether a map has to be fitted on public text."""
+        return any(name in NEED_PUBLIC for name in self.maps)
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """One map; None leaves the factor as it is."""
+
+    r_rows_M: Tensor | None = None
+    """Rows of r to keep, by index."""
+    r_MV: Tensor | None = None
+    """A."""
+    h_shift_D: Tensor | None = None
+    """Taken from h before B."""
+    h_PD: Tensor | None = None
+    """B."""
+
+    def __call__(self, r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps factors (..., V) and (..., D)."""
+        if self.r_rows_M is not None:
+            r = r[..., self.r_rows_M]
+        if self.r_MV is not None:
+            r = r @ self.r_MV.T
+        if self.h_shift_D is not None:
+            h = h - self.h_shift_D
+        if self.h_PD is not None:
+            h = h @ self.h_PD.T
+        return r, h
+
+
+class Space:
+    """Maps, one after the other; none is the identity."""
+
+    def __init__(self, maps: Sequence[LinearMap] = ()) -> None:
+        self.maps = tuple(maps)
+
+    def __call__(self, factors: Factors) -> Factors:
+        """The factors as the space sees them; gradients flow through."""
+        r_KJV, h_KJD = factors.r_KJV, factors.h_KJD
+        for one in self.maps:
+            r_KJV, h_KJD = one(r_KJV, h_KJD)
+        return replace(factors, r_KJV=r_KJV, h_KJD=h_KJD)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint; `from_tensors` reads it back."""
+        return {
+            f"{at}.{name}": value.contiguous()
+            for at, one in enumerate(self.maps)
+            for name, value in vars(one).items()
+            if value is not None
+        }
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor]) -> Space:
+        """Inverse of `tensors`."""
+        parts: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            at, name = key.split(".")
+            parts.setdefault(int(at), {})[name] = value
+        return Space([LinearMap(**parts[at]) for at in sorted(parts)])
+
+
+IDENTITY = Space()
+
+
+def fit_space(config: SpaceConfig, public: Factors, label_ids: Sequence[int], generator: torch.Generator) -> Space:
+    """Fits the maps that the settings name.
+
+    Args:
+        config: which maps.
+        public: factors of public texts, of any number of sets; every pair counts alike, padding (weight 0) not at
+            all. For the sizes alone where no map is fitted.
+        label_ids: tokens of all verbalisers.
+        generator: random generator on the CPU, for `sketch`.
+    """
+    assert bool((public.weight_KJ > 0).any()), "no public text"
+    maps: list[LinearMap] = []
+    for name in config.maps:
+        seen = Space(maps)(public)
+        r_JV, h_JD = seen.r_KJV.flatten(0, 1), seen.h_KJD.flatten(0, 1)
+        weight_J = seen.weight_KJ.flatten()
+        real = weight_J > 0  # padding stands where a verbaliser is shorter
+        maps.append(_fit(name, config, r_JV[real], h_JD[real], label_ids, generator))
+    return Space(maps)
+
+
+def _fit(
+    name: MapName,
+    config: SpaceConfig,
+    r_JV: Tensor,
+    h_JD: Tensor,
+    label_ids: Sequence[int],
+    generator: torch.Generator,
+) -> LinearMap:
+    if name == "verbaliser":
+        return LinearMap(r_rows_M=torch.tensor(sorted(set(label_ids)), device=r_JV.device))
+    if name == "centred":
+        return LinearMap(h_shift_D=h_JD.mean(0))
+    if name == "whitened":
+        return LinearMap(h_PD=whitening(h_JD, config.ridge))
+    if name == "subspace":
+        return LinearMap(r_MV=_principal(r_JV, config.rank), h_PD=_principal(h_JD, config.rank))
+    return LinearMap(r_MV=_sketch(r_JV, config.rank, generator), h_PD=_sketch(h_JD, config.rank, generator))
+
+
+def whitening(h_JD: Tensor, ridge: float) -> Tensor:
+    """(M + ridge * mean eigenvalue of M * I)^(-1/2), symmetric (D, D), with M the second moment of h."""
+    values_D, vectors_DD = torch.linalg.eigh(_gram(h_JD.T) / len(h_JD))
+    values_D = values_D.clamp_min(0)
+    root_D = (values_D + ridge * values_D.mean().clamp_min(1e-30)).rsqrt()
+    inverse_DD: Tensor = (vectors_DD * root_D) @ vectors_DD.T
+    return inverse_DD.to(h_JD)
+
+
+def _principal(x_JV: Tensor, rank: int) -> Tensor:
+    """The top right singular vectors as rows (M, V), M = min(rank, rank of x)."""
+    tall = x_JV.shape[0] >= x_JV.shape[1]
+    values, vectors = torch.linalg.eigh(_gram(x_JV.T if tall else x_JV))  # of the smaller of the two
+    count = max(1, min(rank, int((values > _NEGLIGIBLE * values[-1]).sum())))
+    top_M, top = values[-count:].clamp_min(1e-30), vectors[:, -count:]
+    rows_MV: Tensor = top.T if tall else (top * top_M.rsqrt()).T @ x_JV.cpu().double()
+    return rows_MV.to(x_JV).contiguous()
+
+
+def _gram(x_JV: Tensor) -> Tensor:
+    """Inner products of rows (J, J): float64, and so on the CPU, as not every device has it."""
+    x_JV = x_JV.cpu().double()
+    return x_JV @ x_JV.T
+
+
+def _sketch(x_JV: Tensor, rank: int, generator: torch.Generator) -> Tensor | None:
+    """Normal entries of variance 1/rank (M, V): inner products are kept in expectation."""
+    if x_JV.shape[1] <= rank:
+        return None
+    entries_MV: Tensor = torch.randn(rank, x_JV.shape[1], generator=generator) / rank**0.5
+    return entries_MV.to(x_JV)

@@ -1,0 +1,315 @@
+"""Search: of candidates from several sources, the set is selected and refined whose mean gradient is nearest.
+
+    pool -> label check -> select -> refine          class by class, each a checkpoint
+
+The LM's own texts also serve as the public text that spaces are fitted on. Whatever is drawn comes from a
+generator of its own, so that a search that is interrupted goes on to the same end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gradmm.blocks import BlockRunner, Made, make_generator
+from gradmm.decoding import log_perplexity
+from gradmm.errors import ConfigError, DataError
+from gradmm.gradients.distances import FORMULAS, components
+from gradmm.gradients.factors import Factors, label_factors
+from gradmm.gradients.spaces import Space, fit_space
+from gradmm.gradients.target import ReleasedTarget
+from gradmm.labelling import calibrated, label_log_probs
+from gradmm.progress import Stage
+from gradmm.solvers.initial import write_texts
+from gradmm.solvers.pool import Candidate, Pool, fit
+from gradmm.solvers.refinement import FRESH, RefinementState, Refiner
+from gradmm.solvers.selection import Candidates, FactorKernel, SimilarityKernel, fit_weights, select
+from gradmm.store import RunFolder
+
+log = logging.getLogger("gradmm")
+_CHUNK = 256  # LM texts that are drawn, and kept in the run folder, together
+_PUBLIC = 4096  # texts of all classes that a space is fitted on, at most
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text of the result."""
+
+    text: str
+    source: str
+    """`admm`, `lm`, or the name of a file; with `+refined` if tokens of it were changed."""
+    label_score: float | None = None
+    """Calibrated probability of its label."""
+    weight: float = 1.0
+    """In the mean over its class."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The texts of a run, and how they came about."""
+
+    texts: list[list[Written]]
+    """Per class."""
+    before: dict[str, list[list[str]]] = field(default_factory=dict)
+    """Texts per class as they were after earlier steps."""
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    """Per class, what `metrics.json` keeps of the search."""
+    retokenised: int = 0
+    """Texts whose tokens, as a user's trainer sees them, are not those that were optimised."""
+
+
+def as_found(made: Made) -> Found:
+    """ADMM's texts as they are."""
+    return Found([[Written(text, "admm") for text in own] for own in made.texts], retokenised=made.retokenised)
+
+
+class Search:
+    """Selects and refines the texts of a run.
+
+    Args:
+        runner: the run's model, task, settings, prompts and bans.
+    """
+
+    def __init__(self, runner: BlockRunner) -> None:
+        config = runner.config
+        if config.solver != "admm" and config.distance.name not in FORMULAS:
+            raise ConfigError(
+                f"distance.name {config.distance.name!r} needs whole matrices, so no search is possible with it; "
+                f"choose one of {sorted(FORMULAS)}, or solver=admm"
+            )
+        self.runner, self.config, self.lm, self.task = runner, config, runner.lm, runner.task
+        self.bias = config.distance.bias if self.lm.head.bias_V is not None else "ignore"
+
+    # ---- what the LM writes
+
+    @property
+    def lm_counts(self) -> list[int]:
+        """LM texts that are drawn for every class."""
+        wanted = [0 if self.config.solver == "admm" else n for n in self.runner.counts]
+        public = self._public_count if self.config.space.needs_public else 0
+        return [max(public, n * self.config.pool.texts_per_text) for n in wanted]
+
+    @property
+    def _public_count(self) -> int:
+        return max(1, min(self.config.space.public_texts, _PUBLIC // len(self.runner.counts)))
+
+    def write(self, folder: RunFolder, stage: Stage) -> list[list[str]]:
+        """The LM's texts per class, chunk by chunk."""
+        return [
+            [text for at in range(0, count, _CHUNK) for text in self._chunk(folder, stage, label, at, count)]
+            for label, count in enumerate(self.lm_counts)
+        ]
+
+    def _chunk(self, folder: RunFolder, stage: Stage, label: int, at: int, count: int) -> list[str]:
+        name, size = f"pool-{label:06d}-{at:06d}", min(_CHUNK, count - at)
+        kept = folder.load_state(name)
+        if kept is None:
+            runner, generator = self.runner, make_generator(self.config.seed, "pool", label, at)
+            lengths, initial = self.config.lengths, self.config.initial
+            labels = [label] * size
+            ids = write_texts(self.task, runner.prompts, runner.allowed_V, labels, lengths, initial, generator)
+            kept = {}, {"texts": [self.task.decode(row) for row in ids]}
+            folder.save_state(name, *kept)
+        stage.advance(size)
+        texts: list[str] = kept[1]["texts"]
+        return texts
+
+    def fit_space(self, lm_texts: Sequence[Sequence[str]]) -> Space:
+        """The space of the settings, fitted on the LM's texts."""
+        label_ids = [token for ids in self.task.label_ids for token in ids]
+        generator = make_generator(self.config.seed, "space")
+        parts = [
+            part
+            for label, own in enumerate(lm_texts)
+            for part in self._factors(label, own[: self._public_count] or ["."], Space())
+        ]
+        return fit_space(self.config.space, _one_set(parts), label_ids, generator)
+
+    # ---- the pool
+
+    def pool(
+        self, lm_texts: Sequence[Sequence[str]], sources: Sequence[tuple[str, Sequence[Sequence[str]]]]
+    ) -> list[list[Candidate]]:
+        """Candidates per class: of each source in turn (name, texts per class), then of the LM.
+
+        Raises:
+            DataError: if a class has fewer candidates than texts are asked for.
+        """
+        found = []
+        for label, (count, name) in enumerate(zip(self.runner.counts, self.task.task.label_names, strict=True)):
+            pool = Pool(self.config.pool.near_duplicate)
+            for source, texts in [*sources, ("lm", lm_texts)]:
+                fitted = (self._fit(text) for text in texts[label])
+                pool.add((text for text in fitted if text is not None), source)
+            if len(pool.candidates) < count:
+                raise DataError(
+                    f"class {name!r} has {len(pool.candidates)} different candidates for {count} texts; raise "
+                    "pool.texts_per_text or initial.temperature, loosen bans, or bring texts with pool.files"
+                )
+            found.append(sorted(pool.candidates, key=lambda candidate: candidate.text))
+        return found
+
+    def _fit(self, text: str) -> str | None:
+        return fit(self.task, text, self.runner.allowed_V, self.config.lengths.max_tokens)
+
+    def check_labels(self, pools: Sequence[Sequence[Candidate]]) -> list[Tensor]:
+        """Calibrated probability of the own label of every candidate, per class (N)."""
+        ids = [self.task.texts_ids([candidate.text for candidate in pool]) for pool in pools]
+        scores = [label_log_probs(self.lm, self.task, own, self.runner.limit) for own in ids]
+        fair = calibrated(torch.cat(scores), [len(own) for own in ids])
+        parts = torch.split(fair, [len(own) for own in ids])
+        return [own_NC[:, label] for label, own_NC in enumerate(parts)]
+
+    # ---- the set
+
+    def run(
+        self, target: ReleasedTarget, pools: Sequence[Sequence[Candidate]], folder: RunFolder, stage: Stage
+    ) -> Found:
+        """Selects and refines every class's set."""
+        scores, made = self.check_labels(pools), list[dict[str, Any]]()
+        for label, (pool, score_N) in enumerate(zip(pools, scores, strict=True)):
+            name = f"set-{label:06d}"
+            kept = folder.load_state(name)
+            if kept is None:
+                kept = {}, self._make(target, label, pool, score_N, folder, stage)
+                folder.save_state(name, *kept)
+            stage.advance(self.runner.counts[label])
+            made.append(kept[1])
+        texts = [[Written(**one) for one in own["texts"]] for own in made]
+        before = (
+            {"selected": [own["figures"]["selected_texts"] for own in made]}
+            if self.config.refinement.evaluations
+            else {}
+        )
+        return Found(texts, before, [own["figures"] for own in made])
+
+    def _make(
+        self,
+        target: ReleasedTarget,
+        label: int,
+        pool: Sequence[Candidate],
+        score_N: Tensor,
+        folder: RunFolder,
+        stage: Stage,
+    ) -> dict[str, Any]:
+        """One class: label check, selection, refinement; what the run folder keeps of it."""
+        count, settings = self.runner.counts[label], self.config.selection
+        kept = self._survivors(label, score_N, count)
+        pool, score_N = [pool[i] for i in kept], score_N[kept]
+        candidates = self._candidates(target, label, [candidate.text for candidate in pool], score_N)
+        chosen = select(candidates, count, FORMULAS[self.config.distance.name], settings.exchange)
+        order = sorted(chosen.indices)
+        selected = [pool[i].text for i in order]
+        state = self._refine(target, label, selected, folder, stage)
+        weights = self._weights(target, label, state.texts) if settings.weights else [1.0] * count
+        texts = [
+            Written(
+                text,
+                pool[i].source + ("+refined" if text != pool[i].text else ""),
+                float(score_N[i]) if text == pool[i].text else None,
+                weight,
+            )
+            for i, text, weight in zip(order, state.texts, weights, strict=True)
+        ]
+        figures = {
+            "candidates": len(pool),
+            "carry_their_label": int((score_N > 1 / len(self.runner.counts)).sum()),
+            "objective_greedy": chosen.trace[0],
+            "objective_selected": chosen.objective,
+            "exchanges": len(chosen.trace) - 1,
+            "objective_before_refinement": state.start,
+            "objective_refined": state.objective,
+            "evaluations": state.evaluations,
+            "changes": state.accepted,
+            "selected_texts": selected,
+        }
+        return {"texts": [asdict(text) for text in texts], "figures": figures}
+
+    def _survivors(self, label: int, score_N: Tensor, count: int) -> list[int]:
+        """Candidates whose label is probable enough; the most probable ones where too few are."""
+        least, name = self.config.label_check.min_probability, self.task.task.label_names[label]
+        kept = (score_N >= least).nonzero()[:, 0].tolist()
+        if len(kept) < count:
+            log.warning(
+                "class %s: %d of %d candidates carry their label with a probability of %g or more, and %d are "
+                "needed; the most probable ones are taken",
+                name,
+                len(kept),
+                len(score_N),
+                least,
+                count,
+            )
+            kept = sorted(score_N.argsort(descending=True, stable=True)[:count].tolist())
+        return kept
+
+    def _candidates(self, target: ReleasedTarget, label: int, texts: Sequence[str], score_N: Tensor) -> Candidates:
+        settings = self.config.selection
+        kernel = FactorKernel(self._factors(label, texts, target.space), self.bias)
+        penalty_N = settings.label_weight * -score_N.double().clamp_min(1e-12).log()
+        if settings.nll_weight:
+            nll = log_perplexity(self.lm, self.task.texts_ids(texts), self.runner.limit)
+            penalty_N = penalty_N + settings.nll_weight * torch.tensor(nll, dtype=torch.float64).nan_to_num()
+        own = target.classes[label]
+        return Candidates(
+            kernel,
+            kernel.align(own),
+            components(own.square_norm(), self.bias).cpu().double()[:, 0],
+            penalty_N,
+            SimilarityKernel(texts, settings.diversity_weight) if settings.diversity_weight else None,
+        )
+
+    def _factors(self, label: int, texts: Sequence[str], space: Space) -> Iterator[Factors]:
+        """Factors of single texts, in the space, some texts at a time."""
+        ids = self.task.texts_ids(list(texts))
+
+        def some(part: Sequence[Sequence[int]]) -> Factors:
+            batch = self.task.collate(part, [label] * len(part)).to(self.lm.device)
+            with torch.no_grad():
+                return space(label_factors(self.lm, batch, batch.embed(self.lm.embeddings_VE), 1))
+
+        return self.runner.limit.map(some, ids, "computing the candidates' gradients")
+
+    def _refine(
+        self, target: ReleasedTarget, label: int, texts: list[str], folder: RunFolder, stage: Stage
+    ) -> RefinementState:
+        config, runner = self.config, self.runner
+        refiner = Refiner(
+            self.lm,
+            self.task,
+            label,
+            target,
+            config.distance,
+            runner.allowed_V,
+            config.refinement,
+            runner.limit,
+            lambda *purpose: make_generator(config.seed, "refine", *purpose),
+        )
+        name = f"refined-{label:06d}"
+        kept = folder.load_state(name)
+        state = refiner.init(texts) if kept is None else RefinementState(**kept[1])
+
+        def told(state: RefinementState) -> None:
+            if state.step % FRESH == 0:
+                folder.save_state(name, {}, asdict(state))
+            stage.advance(0, objective=state.objective)
+
+        return refiner.run(state, told)
+
+    def _weights(self, target: ReleasedTarget, label: int, texts: list[str]) -> list[float]:
+        candidates = self._candidates(target, label, texts, torch.ones(len(texts)))
+        named = self.config.distance.name
+        name: Literal["cosine", "relative_l2"] = "relative_l2" if named == "relative_l2" else "cosine"
+        weights: list[float] = fit_weights(candidates, range(len(texts)), name).tolist()
+        return weights
+
+
+def _one_set(parts: Sequence[Factors]) -> Factors:
+    """All pairs of all sets as one set; sets of different classes may differ in their number of pairs."""
+    flat = [[value.flatten(0, 1) for value in part.tensors()] for part in parts]
+    r_JV, h_JD, weight_J = (torch.cat(pieces) for pieces in zip(*flat, strict=True))
+    return Factors(r_JV[None], h_JD[None], weight_J[None])

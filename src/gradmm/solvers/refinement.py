@@ -1,0 +1,323 @@
+"""Refinement: change one token of one text at a time, as long as the objective of the whole set falls.
+
+    objective(S) = D(mean of S, target) + nll_weight * mean log-perplexity of S
+
+A sweep goes through all places (text, position) once, in random order. At a place, tokens are drawn from the LM's
+own distribution after the class's prompt and the tokens before; each gives a changed text, which is decoded and
+tokenised again before it is judged. Only changed texts go through the model. Every state is a valid set: the
+search may stop at any moment.
+
+Shape suffixes: n texts of the set, M changed texts, K texts, V vocabulary, Q components of the distance.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from gradmm.data.task import BoundTask
+from gradmm.data.vocabulary import bare_starts
+from gradmm.decoding import log_perplexity
+from gradmm.gradients.distances import FORMULAS, DistanceConfig, components
+from gradmm.gradients.factors import Factors, Inner, join_sets, label_factors
+from gradmm.gradients.target import ReleasedTarget
+from gradmm.memory import BatchLimit
+from gradmm.models import LanguageModel
+
+FRESH = 10  # steps after which everything is computed anew; a state kept at such a step goes on to the same end
+_GAIN = 1e-9  # what a change has to gain to be more than rounding
+
+
+class RefinementConfig(BaseModel):
+    """How long and how widely a selected set is searched around."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    evaluations: int = Field(40, ge=0)
+    """Changed texts that are judged at most, for every text of the set; 0 leaves the set as it was selected."""
+    seconds: float | None = Field(None, ge=0)
+    """Also stop after so long, with the step that is being made; how far that gets differs from run to run."""
+    proposals: int = Field(8, ge=1)
+    """Tokens that are tried at one place."""
+    places: int = Field(8, ge=1)
+    """Places that are tried together."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the LM's distribution that they are drawn from."""
+    nll_weight: float = Field(0.001, ge=0)
+    """[alpha] Weight of the mean log-perplexity (nats per token) beside the distance."""
+
+
+@dataclass
+class RefinementState:
+    """Everything between two steps; JSON can hold it. Steps change it in place."""
+
+    texts: list[str]
+    objective: float = float("inf")
+    start: float = float("inf")
+    """Objective of the set that was given."""
+    step: int = 0
+    evaluations: int = 0
+    """Changed texts that were judged."""
+    accepted: int = 0
+    accepted_in_sweep: int = 0
+    sweep: int = 0
+    """Sweeps begun."""
+    seconds: float = 0.0
+    """Spent on steps; counted only where they are limited."""
+    places: list[tuple[int, int]] = field(default_factory=list)
+    """What is left of this sweep."""
+
+    def __post_init__(self) -> None:
+        self.places = [(i, t) for i, t in self.places]  # JSON knows no tuples
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """K texts, and what the objective needs to know of each."""
+
+    texts: list[str]
+    factors: Factors
+    """One set a text."""
+    align_QK: Tensor
+    """<g, T>, float64."""
+    nll_K: Tensor
+    """Log-perplexity, float64; zeros where it does not count."""
+
+    def put(self, i: int, other: _Judged, k: int) -> None:
+        """Text k of another takes the place of text i."""
+        self.texts[i] = other.texts[k]
+        for mine, theirs in zip(self.factors.tensors(), other.factors.tensors(), strict=True):
+            mine[i] = theirs[k]
+        self.align_QK[:, i], self.nll_K[i] = other.align_QK[:, k], other.nll_K[k]
+
+
+class Refiner:
+    """Refines the set of one class, as init / step / stop.
+
+    Args:
+        lm: the language model.
+        task: the rendering.
+        label: the class.
+        target: released mean gradients, with their space.
+        distance: the distance, cosine or relative L2.
+        allowed_V: tokens that may be written (V,).
+        config: budget and proposals.
+        limit: texts that go through the model at once.
+        make_generator: a random generator for a purpose.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        task: BoundTask,
+        label: int,
+        target: ReleasedTarget,
+        distance: DistanceConfig,
+        allowed_V: Tensor,
+        config: RefinementConfig,
+        limit: BatchLimit,
+        make_generator: Callable[..., torch.Generator],
+    ) -> None:
+        self.lm, self.task, self.label, self.config = lm, task, label, config
+        self.limit, self.make_generator = limit, make_generator
+        self.target, self.space = target.classes[label], target.space
+        self.formula, self.bias = (
+            FORMULAS[distance.name],
+            distance.bias if lm.head.bias_V is not None else "ignore",
+        )
+        self._target_Q = components(self.target.square_norm(), self.bias).cpu().double()[:, 0]
+        self._allowed_V, self._banned = allowed_V, set((~allowed_V).nonzero()[:, 0].tolist())
+        self._heard_V = bare_starts(task.tokenizer, lm.vocab_size)[1].tolist() if task.starts_bare else None
+
+    @torch.no_grad()
+    def init(self, texts: Sequence[str]) -> RefinementState:
+        """The state before the first step.
+
+        Args:
+            texts: the set, at least one text.
+        """
+        own = self._judge(texts)
+        value = float(self._value(own, self._gram(own, own)))
+        return RefinementState(list(texts), objective=value, start=value)
+
+    def stop(self, state: RefinementState) -> Literal["budget", "sweep"] | None:
+        """Whether to stop: nothing is left to spend, or a whole sweep brought nothing; None to go on."""
+        late = self.config.seconds is not None and state.seconds >= self.config.seconds
+        if late or self._left(state) <= 0:
+            return "budget"
+        return "sweep" if state.sweep and not state.places and not state.accepted_in_sweep else None
+
+    @torch.no_grad()
+    def run(self, state: RefinementState, told: Callable[[RefinementState], None]) -> RefinementState:
+        """Goes on until it stops; `told` hears of every step, and may keep a copy of the state."""
+        if self.stop(state) is not None:
+            return state
+        own = self._judge(state.texts)
+        gram_Qnn = self._gram(own, own)
+        while self.stop(state) is None:
+            began = time.monotonic()
+            if not state.places:
+                self._begin_sweep(state)
+            places, state.places = state.places[: self.config.places], state.places[self.config.places :]
+            changed = self._propose(state, places)[: self._left(state)]
+            if changed:
+                self._accept(state, changed, own, gram_Qnn)
+            state.step += 1
+            if state.step % FRESH == 0:  # as a run that goes on from here computes it, to the last digit
+                own = self._judge(state.texts)
+                gram_Qnn = self._gram(own, own)
+            state.seconds += 0.0 if self.config.seconds is None else time.monotonic() - began
+            told(state)
+        return state
+
+    def _left(self, state: RefinementState) -> int:
+        """Evaluations that may still be made."""
+        return self.config.evaluations * len(state.texts) - state.evaluations
+
+    # ---- what to change
+
+    def _begin_sweep(self, state: RefinementState) -> None:
+        """All places but the first token, which opens a text, and the last, which ends it; in random order."""
+        room = self.lm.max_length - len(self.task.instruction_ids[self.label])  # for the tokens before
+        lengths = [len(ids) for ids in self.task.texts_ids(state.texts)]
+        places = [(i, t) for i, length in enumerate(lengths) for t in range(1, min(length - 1, room + 1))]
+        order = torch.randperm(len(places), generator=self.make_generator("sweep", self.label, state.sweep))
+        state.places = [places[k] for k in order.tolist()]
+        state.sweep += 1
+        state.accepted_in_sweep = 0
+
+    def _propose(
+        self, state: RefinementState, places: Sequence[tuple[int, int]]
+    ) -> list[tuple[int, list[int], str]]:
+        """Changed texts, each with the number of the text that it may replace and its tokens.
+
+        They are new to the set, hold allowed tokens alone, and are no longer than the texts that they replace.
+        """
+        ids = self.task.texts_ids([state.texts[i] for i, _ in places])
+        # An accepted change may have shortened a text since the sweep began.
+        usable = [(i, t, row) for (i, t), row in zip(places, ids, strict=True) if t < len(row) - 1]
+        logits_KV = self._next_token_logits([row[:t] for _, t, row in usable])
+        generator = self.make_generator("propose", self.label, state.step)
+        drawn, seen = list[tuple[int, int, str]](), set(state.texts)
+        for (i, t, row), logits_V in zip(usable, logits_KV, strict=True):
+            logits_V[row[t]] = -torch.inf
+            for token in self._draw(logits_V, generator):
+                text = self.task.decode([*row[:t], token, *row[t + 1 :]])
+                if text and text not in seen:
+                    seen.add(text)
+                    drawn.append((i, len(row), text))
+        again = self.task.texts_ids([text for _, _, text in drawn])
+        return [
+            (i, row, text)
+            for (i, longest, text), row in zip(drawn, again, strict=True)
+            if 0 < len(row) <= longest and self._banned.isdisjoint(row)
+        ]
+
+    def _draw(self, logits_V: Tensor, generator: torch.Generator) -> list[int]:
+        """Tokens drawn without replacement, by Gumbel's trick; as many as there are, if fewer than asked for."""
+        noise_V = -torch.empty(len(logits_V)).exponential_(generator=generator).log()
+        count = min(self.config.proposals, int(logits_V.isfinite().sum()))
+        return (logits_V / self.config.temperature + noise_V).topk(count).indices.tolist()
+
+    def _next_token_logits(self, starts: Sequence[Sequence[int]]) -> Tensor:
+        """The LM's logits after the class's prompt and these tokens, banned ones at minus infinity (K, V).
+
+        A text's first word is shown to the LM as the token that it is after a prompt (see `bare_starts`).
+        """
+        rows = list(map(self._shown, starts))
+        parts = list(self.limit.map(self._last_logits, rows, "proposing changes"))
+        return torch.cat(parts) if parts else torch.empty(0, len(self._allowed_V))
+
+    def _shown(self, start: Sequence[int]) -> list[int]:
+        first = start[0] if self._heard_V is None else self._heard_V[start[0]]
+        return [*self.task.instruction_ids[self.label], first, *start[1:]]
+
+    def _last_logits(self, rows: Sequence[list[int]]) -> Tensor:
+        width = max(map(len, rows))
+        ids_KS = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.lm.device)
+        last_K1 = torch.tensor([[len(row) - 1] for row in rows], device=self.lm.device)
+        logits_KV, _ = self.lm.head(self.lm.hidden(self.lm.embeddings_VE[ids_KS], last_K1)[:, 0])
+        return logits_KV.masked_fill(~self._allowed_V, -torch.inf).cpu()
+
+    # ---- what it is worth
+
+    def _judge(self, texts: Sequence[str], ids: Sequence[Sequence[int]] | None = None) -> _Judged:
+        """Texts of like length go through the model together: padding costs what text costs."""
+        ids = self.task.texts_ids(texts) if ids is None else ids
+        order = sorted(range(len(ids)), key=lambda k: len(ids[k]))
+        parts, nll = list[Factors](), list[float]()
+        for _, group in groupby(order, key=lambda k: round(4 * math.log2(len(ids[k])))):
+            alike = [ids[k] for k in group]
+            parts += self.limit.map(self._factors, alike, "refining")
+            nll += log_perplexity(self.lm, alike, self.limit) if self.config.nll_weight else [0.0] * len(alike)
+        back_K = torch.tensor(order).argsort()
+        factors = join_sets(parts).sets(back_K.tolist())
+        align_QK = components(self.target.inner(factors), self.bias).cpu().double()
+        # A model without a BOS token says nothing of a text of one token.
+        nll_K = torch.tensor(nll, dtype=torch.float64).nan_to_num()[back_K]
+        return _Judged(list(texts), factors, align_QK, nll_K)
+
+    def _factors(self, ids: Sequence[Sequence[int]]) -> Factors:
+        batch = self.task.collate(ids, [self.label] * len(ids)).to(self.lm.device)
+        return self.space(label_factors(self.lm, batch, batch.embed(self.lm.embeddings_VE), 1))
+
+    def _gram(self, a: _Judged, b: _Judged) -> Tensor:
+        """<g_i, g'_j> for all texts of both (Q, K, K'), float64."""
+        (r_KJV, h_KJD, w_KJ), (s_LIV, g_LID, u_LI) = a.factors.tensors(), b.factors.tensors()
+        shape = (*w_KJ.shape, *u_LI.shape)
+        rr = ((r_KJV * w_KJ.unsqueeze(-1)).flatten(0, 1) @ (s_LIV * u_LI.unsqueeze(-1)).flatten(0, 1).T).view(
+            shape
+        )
+        hh = (h_KJD.flatten(0, 1) @ g_LID.flatten(0, 1).T).view(shape)
+        return components(Inner((rr * hh).sum((1, 3)), rr.sum((1, 3))), self.bias).cpu().double()
+
+    def _accept(
+        self, state: RefinementState, changed: list[tuple[int, list[int], str]], own: _Judged, gram_Qnn: Tensor
+    ) -> None:
+        """Takes the best change, then the best one of the set that results, while the objective falls."""
+        of_M = torch.tensor([i for i, _, _ in changed])
+        new = self._judge([text for _, _, text in changed], [ids for _, ids, _ in changed])
+        cross_QMn, gram_QMM = self._gram(new, own), self._gram(new, new)
+        state.evaluations += len(changed)
+        while True:
+            values_M = self._values(own, gram_Qnn, new, cross_QMn, gram_QMM, of_M).nan_to_num(nan=torch.inf)
+            best = int(values_M.argmin())
+            if not float(values_M[best]) < state.objective - _GAIN * max(1.0, abs(state.objective)):
+                return
+            i = int(of_M[best])
+            own.put(i, new, best)
+            gram_Qnn[:, i, :] = gram_Qnn[:, :, i] = cross_QMn[:, best]
+            gram_Qnn[:, i, i] = gram_QMM[:, best, best]
+            cross_QMn[:, :, i] = gram_QMM[:, :, best]
+            state.texts[i], state.objective = new.texts[best], float(values_M[best])
+            state.accepted += 1
+            state.accepted_in_sweep += 1
+
+    def _value(self, own: _Judged, gram_Qnn: Tensor) -> Tensor:
+        """The objective of a set (1)."""
+        gg_Q1, gt_Q1 = gram_Qnn.sum((1, 2)).unsqueeze(1), own.align_QK.sum(1, keepdim=True)
+        return self._objective(gg_Q1, gt_Q1, own.nll_K.sum(), len(own.texts))
+
+    def _values(
+        self, own: _Judged, gram_Qnn: Tensor, new: _Judged, cross_QMn: Tensor, gram_QMM: Tensor, of_M: Tensor
+    ) -> Tensor:
+        """The objective of the set with each new text in the place of text `of_M` (M)."""
+        # |S - g + g'|^2 = |S|^2 + |g|^2 + |g'|^2 - 2 <S, g> + 2 <S, g'> - 2 <g, g'>
+        gg_QM = gram_Qnn.sum((1, 2)).unsqueeze(1) - 2 * gram_Qnn.sum(2)[:, of_M] + gram_Qnn[:, of_M, of_M]
+        pairs_QM = cross_QMn[:, torch.arange(len(of_M)), of_M]
+        gg_QM = gg_QM + 2 * (cross_QMn.sum(2) - pairs_QM) + gram_QMM.diagonal(dim1=1, dim2=2)
+        gt_QM = own.align_QK.sum(1, keepdim=True) - own.align_QK[:, of_M] + new.align_QK
+        return self._objective(gg_QM, gt_QM, own.nll_K.sum() - own.nll_K[of_M] + new.nll_K, len(own.texts))
+
+    def _objective(self, gg_QM: Tensor, gt_QM: Tensor, nll_M: Tensor, n: int) -> Tensor:
+        """Of sets of n texts, from sums over their texts."""
+        distance_QM = self.formula(gg_QM / n**2, gt_QM / n, self._target_Q.unsqueeze(1))
+        return distance_QM.mean(0) + self.config.nll_weight * nll_M / n

@@ -1,0 +1,364 @@
+"""Refinement against materialised gradients of one text at a time, and against brute force."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from gradmm.blocks import make_generator
+from gradmm.data.vocabulary import allowed_tokens, bare_starts
+from gradmm.gradients.distances import DistanceConfig
+from gradmm.gradients.spaces import IDENTITY, LinearMap, Space
+from gradmm.gradients.target import compute_target
+from gradmm.memory import BatchLimit
+from gradmm.solvers import refinement
+from gradmm.solvers.refinement import FRESH, RefinementConfig, RefinementState, Refiner
+from solver_oracles import distance_slowly, log_perplexity_slowly, mean_gradient, next_logits, text_gradient
+
+LABEL = 1
+ROWS = [
+    ["The film is bad.", "A dull story with a bad end"],
+    ["The film is great.", "A fine story", "This makes me feel happy. I feel happy", "What a great end!"],
+]
+TEXTS = ["The film is a story.", "I feel it was a dull end", "It makes me sad.", "Fine!"]
+DISTANCES = [
+    DistanceConfig(name=name, bias=bias)
+    for name in ("cosine", "relative_l2")
+    for bias in ("joint", "separate", "ignore")
+]
+
+
+@pytest.fixture
+def refining(tiny_lm, tiny_task):
+    """Builds (lm, task, refiner) for a kind of model."""
+
+    def build(
+        kind="phi",
+        distance=DISTANCES[0],
+        space=IDENTITY,
+        limit=None,
+        allowed_V=None,
+        seed=0,
+        words=None,
+        **settings,
+    ):
+        lm = tiny_lm(kind)
+        task = tiny_task(lm, words or (" bad", " great"), "Review: {text} It was")
+        target = compute_target(lm, task, [[own] for own in ROWS], space=space)
+        config = RefinementConfig(**{"evaluations": 12, "proposals": 4, "places": 3, "nll_weight": 0.0} | settings)
+        if allowed_V is None:
+            allowed_V = allowed_tokens(lm.tokenizer, lm.vocab_size)
+            allowed_V[lm.tokenizer.convert_tokens_to_ids("Ġ")] = True  # this small tokenizer cannot do without
+        refiner = Refiner(
+            lm,
+            task,
+            LABEL,
+            target,
+            distance,
+            allowed_V,
+            config,
+            limit or BatchLimit(),
+            lambda *purpose: make_generator(seed, *purpose),
+        )
+        return lm, task, refiner
+
+    return build
+
+
+def followed(refiner, texts=TEXTS, state=None):
+    """The states between steps, each as JSON, the first one before all steps."""
+    state = refiner.init(texts) if state is None else state
+    states = [json.dumps(asdict(state), allow_nan=False)]
+    refiner.run(state, lambda now: states.append(json.dumps(asdict(now), allow_nan=False)))
+    return states
+
+
+def read(kept):
+    return RefinementState(**json.loads(kept))
+
+
+def objective_slowly(lm, task, distance, texts, nll_weight, space=IDENTITY):
+    def gradient(texts):
+        gradients = [text_gradient(lm, task, task.text_ids(text), LABEL) for text in texts]
+        weight_VD, bias_V = mean_gradient(gradients)
+        for one in space.maps:
+            weight_VD, bias_V = one.r_MV @ weight_VD @ one.h_PD.T, one.r_MV @ bias_V
+        return weight_VD, bias_V
+
+    value = distance_slowly(distance, gradient(texts), gradient(ROWS[LABEL]), lm.head.bias_V is not None)
+    nll = [log_perplexity_slowly(lm, task.text_ids(text), lm.tokenizer.bos_token_id) for text in texts]
+    return value + nll_weight * sum(nll) / len(nll)
+
+
+@pytest.mark.parametrize("nll_weight", [0.0, 0.05])
+@pytest.mark.parametrize("distance", DISTANCES, ids=str)
+def test_objective_of_every_state_is_that_of_its_texts_and_never_rises(refining, distance, nll_weight):
+    lm, task, refiner = refining("phi", distance, nll_weight=nll_weight)
+    assert lm.head.bias_V is not None, "phi is here for the bias"
+    states = list(map(read, followed(refiner)))
+    for state in states:
+        expected = objective_slowly(lm, task, distance, state.texts, nll_weight)
+        assert state.objective == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert state.start == states[0].objective
+    values = [state.objective for state in states]
+    assert values == sorted(values, reverse=True)
+    assert states[-1].accepted > 2, "it does something"
+    assert values[-1] < 0.9 * values[0]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_other_heads_a_bos_token_and_verbalisers_of_several_tokens(refining, kind):
+    lm, task, refiner = refining(kind, words=(" bad", " very great"), nll_weight=0.05)
+    assert len(task.label_ids[LABEL]) > 1
+    for state in map(read, followed(refiner)):
+        expected = objective_slowly(lm, task, DISTANCES[0], state.texts, 0.05)
+        assert state.objective == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert state.accepted > 0
+
+
+@pytest.mark.parametrize("distance", [DISTANCES[0], DISTANCES[4]], ids=str)
+def test_spaces_other_than_the_identity(refining, tiny_lm, distance):
+    lm, generator = tiny_lm("phi"), torch.Generator().manual_seed(0)
+    maps = [
+        LinearMap(r_MV=torch.randn(9, lm.vocab_size, generator=generator), h_PD=torch.eye(32)),
+        LinearMap(r_MV=torch.eye(9), h_PD=torch.randn(7, 32, generator=generator)),
+    ]
+    lm, task, refiner = refining("phi", distance, Space(maps))
+    states = list(map(read, followed(refiner)))
+    for state in states:
+        expected = objective_slowly(lm, task, distance, state.texts, 0.0, Space(maps))
+        assert state.objective == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert states[-1].accepted > 0
+
+
+def test_every_state_is_a_valid_set(refining):
+    settings = {"kind": "gpt2", "temperature": 3.0, "evaluations": 60, "proposals": 20}
+    _, task, refiner = refining(**settings)
+    allowed_V = refiner._allowed_V.clone()
+    used = {token for text in TEXTS for token in task.text_ids(text)}
+    allowed_V[sorted(set(task.text_ids("great happy")) - used)] = False
+    refiner = refining(**settings, allowed_V=allowed_V)[2]
+    assert not allowed_V[task.text_ids("great")[-1]]
+    lengths = [len(task.text_ids(text)) for text in TEXTS]
+    for before, after in zip(states := list(map(read, followed(refiner))), states[1:], strict=False):
+        assert len(after.texts) == len(TEXTS) == len(set(after.texts))
+        for old, new, longest in zip(before.texts, after.texts, lengths, strict=True):
+            ids = task.text_ids(new)
+            assert 0 < len(ids) <= longest and bool(allowed_V[ids].all())
+            assert new[-1] == old[-1], "the last token ends the text"
+        changed = sum(old != new for old, new in zip(before.texts, after.texts, strict=True))
+        assert (
+            bool(changed) == bool(after.accepted - before.accepted) and changed <= after.accepted - before.accepted
+        )
+    assert states[-1].accepted > 5
+
+
+def test_changed_texts_are_one_token_away_new_to_the_set_and_no_longer(refining):
+    _, task, refiner = refining("gpt2", proposals=112)
+    ids = task.text_ids(TEXTS[1])
+    neighbour = task.decode([*ids[:3], *task.text_ids("great")[-1:], *ids[4:]])
+    texts = [*TEXTS, neighbour]
+    places = [(0, 1), (1, 3), (1, 4), (2, 2), (3, 1), (4, 3)]
+    changed = refiner._propose(refiner.init(texts), places)
+    found, allowed = {text: i for i, _, text in changed}, refiner._allowed_V.nonzero()[:, 0].tolist()
+    assert len(found) == len(changed), "each once"
+    assert all(ids == task.text_ids(text) for _, ids, text in changed)
+    expected, longer = set(), 0
+    for i, t in places:
+        ids = task.text_ids(texts[i])
+        for token in allowed:
+            text = task.decode([*ids[:t], token, *ids[t + 1 :]])
+            again = task.text_ids(text)
+            longer += len(again) > len(ids)
+            if text not in texts and len(again) <= len(ids) and bool(refiner._allowed_V[again].all()):
+                expected.add(text)
+    assert longer > 0
+    assert set(found) == expected
+    assert refiner._propose(refiner.init(texts), [(0, len(task.text_ids(TEXTS[0])) - 1), (0, 99)]) == []
+
+
+# ---- proposals
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "phi", "llama", "gemma2"])
+def test_proposals_are_drawn_from_the_lms_distribution_after_prompt_and_left_context(refining, kind):
+    lm, task, refiner = refining(kind)
+    starts = [task.text_ids(text)[:t] for text, t in zip(TEXTS, (1, 5, 3, 1), strict=True)]
+    found_KV = refiner._next_token_logits(starts)
+    spaced = bare_starts(lm.tokenizer, lm.vocab_size)[1]
+    for start, found_V in zip(starts, found_KV, strict=True):
+        first = int(spaced[start[0]]) if task.starts_bare else start[0]
+        expected_V = next_logits(lm, [*task.instruction_ids[LABEL], first, *start[1:]])
+        allowed_V = refiner._allowed_V
+        torch.testing.assert_close(found_V[allowed_V], expected_V[allowed_V], rtol=1e-4, atol=1e-4)
+        assert bool((found_V[~allowed_V] == -torch.inf).all())
+
+
+def test_the_first_word_is_shown_to_the_lm_as_after_a_prompt(demo_lm, demo_task):
+    target = compute_target(demo_lm, demo_task, [[own] for own in ROWS])
+    allowed_V = allowed_tokens(demo_lm.tokenizer, demo_lm.vocab_size)
+    config = RefinementConfig()
+    refiner = Refiner(
+        demo_lm,
+        demo_task,
+        LABEL,
+        target,
+        DISTANCES[0],
+        allowed_V,
+        config,
+        BatchLimit(),
+        lambda *_: torch.Generator(),
+    )
+    prompt = demo_task.task.instruction(LABEL)
+    whole = demo_task.tokenizer(f"{prompt} The film is").input_ids
+    bare = demo_task.text_ids("The film is")
+    assert whole[-3:] != bare
+    expected_V = next_logits(demo_lm, whole)
+    found_V = refiner._next_token_logits([bare])[0]
+    torch.testing.assert_close(found_V[allowed_V], expected_V[allowed_V], rtol=1e-4, atol=1e-4)
+
+
+def test_drawn_tokens_follow_the_distribution_without_replacement(refining):
+    refiner = refining(proposals=2, temperature=2.0)[2]
+    logits_V = torch.tensor([0.0, 2.0, -torch.inf, 1.0, -1.0])
+    generator, counts = torch.Generator().manual_seed(0), torch.zeros(5, 5)
+    for _ in range(4000):
+        first, second = refiner._draw(logits_V, generator)
+        counts[first, second] += 1
+    p = torch.softmax(logits_V / 2, -1)
+    expected = p[:, None] * p[None] / (1 - p[:, None])
+    expected.fill_diagonal_(0)
+    assert float((counts / 4000 - expected).abs().max()) < 0.025
+    assert sorted(refining(proposals=9)[2]._draw(logits_V, generator)) == [0, 1, 3, 4], "no banned one fills up"
+
+
+# ---- stopping
+
+
+@pytest.mark.parametrize("evaluations", [0, 1, 3, 7])
+def test_the_budget_is_spent_and_never_exceeded(refining, evaluations):
+    refiner = refining("gpt2", evaluations=evaluations, proposals=5)[2]
+    states = list(map(read, followed(refiner)))
+    assert states[-1].evaluations == evaluations * len(TEXTS)
+    assert refiner.stop(states[-1]) == "budget"
+    if evaluations == 0:
+        assert states == [refiner.init(TEXTS)]
+
+
+def test_seconds_are_a_budget_too(refining, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(refinement.time, "monotonic", lambda: float(next(clock)))
+    refiner = refining("gpt2", evaluations=1000, seconds=3)[2]
+    states = list(map(read, followed(refiner)))
+    assert [state.seconds for state in states] == [0, 1, 2, 3]
+    assert refiner.stop(states[-1]) == "budget"
+    assert refiner.stop(states[-2]) is None
+    assert len(followed(refiner, state=states[1])) == 3, "what was spent before counts"
+
+
+@pytest.mark.parametrize("nll_weight", [0.0, 0.05])
+def test_a_sweep_that_brings_nothing_is_a_local_optimum(refining, tiny_lm, nll_weight):
+    lm = tiny_lm("gpt2")
+    texts = ["The film is", "A bad end", "It was fine"]
+    allowed_V = torch.zeros(lm.vocab_size, dtype=torch.bool)
+    for text in [*texts, "great happy sad feel story"]:
+        allowed_V[lm.tokenizer(text).input_ids] = True
+    settings = {"evaluations": 10_000, "proposals": 120, "nll_weight": nll_weight, "places": 5}
+    lm, task, refiner = refining("gpt2", allowed_V=allowed_V, **settings)
+    state = read(followed(refiner, texts)[-1])
+    assert refiner.stop(state) == "sweep" and state.accepted > 0
+    assert state.evaluations < 10_000 * len(texts)
+    tried = 0
+    for i, text in enumerate(state.texts):
+        ids = task.text_ids(text)
+        for t in range(1, len(ids) - 1):
+            for token in allowed_V.nonzero()[:, 0].tolist():
+                other = task.decode([*ids[:t], token, *ids[t + 1 :]])
+                again = task.text_ids(other)
+                if other in state.texts or len(again) > len(ids) or not bool(allowed_V[again].all()):
+                    continue
+                changed = [*state.texts[:i], other, *state.texts[i + 1 :]]
+                value = objective_slowly(lm, task, DISTANCES[0], changed, nll_weight)
+                assert value > state.objective - 1e-6, (text, other)
+                tried += 1
+    assert tried > 50
+
+
+def test_texts_of_one_and_two_tokens_have_no_places(refining):
+    _, task, refiner = refining("gpt2")
+    texts = ["a", "b", "9"]
+    assert [len(task.text_ids(text)) for text in texts] == [1, 2, 2]
+    state = read(followed(refiner, texts)[-1])
+    assert state.texts == texts and state.evaluations == 0
+    assert refiner.stop(state) == "sweep"
+
+
+def test_places_are_all_inner_ones_once_and_fit_the_context_after_the_prompt(refining):
+    lm, task, refiner = refining("gpt2")
+    state = refiner.init(TEXTS)
+    refiner._begin_sweep(state)
+    lengths = [len(task.text_ids(text)) for text in TEXTS]
+    inner = [(i, t) for i, length in enumerate(lengths) for t in range(1, length - 1)]
+    assert sorted(state.places) == inner != state.places
+    assert read(json.dumps(asdict(state))) == state
+    room = lm.max_length - len(task.instruction_ids[LABEL])
+    assert task.room > room + 2, "the template is shorter than the prompt"
+    long = task.tokenizer.decode(task.text_ids("a b " * 99)[: task.room])
+    state = RefinementState([long])
+    refiner._begin_sweep(state)
+    assert max(t for _, t in state.places) == room
+    refiner._propose(state, [(0, room)])
+
+
+# ---- resumption, seeds, memory
+
+
+@pytest.mark.parametrize("nll_weight", [0.0, 0.05])
+def test_resumed_from_any_state_it_goes_on_the_same(refining, nll_weight):
+    refiner = refining("phi", nll_weight=nll_weight, evaluations=20)[2]
+    states = followed(refiner)
+    assert len(states) > 5
+    for at, kept in enumerate(states):
+        again = followed(refining("phi", nll_weight=nll_weight, evaluations=20)[2], state=read(kept))
+        assert len(again) == len(states) - at
+        for mine, theirs in zip(map(read, again), map(read, states[at:]), strict=True):
+            assert mine.objective == pytest.approx(theirs.objective, rel=1e-5)
+            mine.objective = theirs.objective
+            assert mine == theirs
+
+
+def test_resumed_from_a_state_that_is_kept_it_goes_on_to_the_last_digit(refining):
+    states = followed(refining("phi", nll_weight=0.05, evaluations=60)[2])
+    kept = [at for at in range(len(states)) if read(states[at]).step % FRESH == 0]
+    assert len(kept) > 1 and read(states[kept[1]]).accepted
+    for at in kept:
+        again = followed(refining("phi", nll_weight=0.05, evaluations=60)[2], state=read(states[at]))
+        assert again == states[at:]
+
+
+def test_the_seed_decides(refining):
+    first, same, other = (followed(refining("gpt2", seed=seed)[2]) for seed in (0, 0, 1))
+    assert first == same
+    assert read(first[-1]).texts != read(other[-1]).texts
+
+
+def test_a_batch_too_many_is_halved_and_changes_nothing(refining, tiny_lm):
+    plain = read(followed(refining("gpt2", nll_weight=0.05)[2])[-1])
+    limit, most, refused = BatchLimit(64), 2, []
+
+    def check(_, args, kwargs):
+        given = kwargs.get("inputs_embeds", kwargs.get("input_ids"))
+        if len(given) > most:
+            refused.append(len(given))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    refiner = refining("gpt2", nll_weight=0.05, limit=limit)[2]
+    hook = tiny_lm("gpt2").body.register_forward_pre_hook(check, with_kwargs=True)
+    try:
+        small = read(followed(refiner)[-1])
+    finally:
+        hook.remove()
+    assert refused and limit.size <= most
+    assert small.objective == pytest.approx(plain.objective, rel=1e-5)
+    assert small.texts == plain.texts

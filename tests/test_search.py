@@ -1,0 +1,174 @@
+"""Search from end to end: what it selects from, how it goes on, and what it says when there is too little."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradmm.config import GenerateConfig
+from gradmm.errors import ConfigError, DataError, RunFolderError
+from gradmm.pipeline import generate
+from gradmm.result import Result
+from test_pipeline import DATA_FILES, TINY_ROWS, Interrupting, data_bytes, figures, files
+
+
+def config(**changes: Any) -> GenerateConfig:
+    small = {
+        **{"solver": "search", "texts_per_class": 3, "block_size": 3, "references": False},
+        "pool": {"texts_per_text": 6},
+        "refinement": {"evaluations": 6, "proposals": 3, "places": 2},
+        "initial": {"candidates": 2},
+        "admm": {"n_outer": 1, "n_inner": 1},
+        "lengths": {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8},
+    }
+    return GenerateConfig.model_validate({**small, **changes})
+
+
+def make(lm: Any, settings: GenerateConfig, *more: Any) -> Result:
+    return generate(lm, "sst2", TINY_ROWS, settings, *more)
+
+
+@pytest.fixture(scope="module")
+def whole(demo_lm: Any, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return make(demo_lm, config(references=True), tmp_path_factory.mktemp("search") / "run")
+
+
+# ---- what it gives
+
+
+def test_every_step_brings_the_set_nearer(whole: Result) -> None:
+    lm, selected = whole.metrics["references"]["lm"], whole.metrics["steps"]["selected"]
+    assert selected["distance"] < lm["distance"]
+    for figures_of in whole.metrics["search"]:
+        assert figures_of["objective_selected"] <= figures_of["objective_greedy"]
+        assert figures_of["objective_refined"] <= figures_of["objective_before_refinement"]
+    assert any(own["changes"] for own in whole.metrics["search"])
+
+
+def test_texts_say_where_they_are_from(whole: Result) -> None:
+    assert Counter(whole.dataset["label"]) == {0: 3, 1: 3}
+    assert len(set(whole.dataset["text"])) == 6
+    assert set(whole.dataset["source"]) <= {"lm", "lm+refined"}
+    assert set(whole.dataset["weight"]) == {1.0}
+    for row in whole.dataset:
+        assert (row["label_score"] is None) == row["source"].endswith("+refined")
+        assert row["label_score"] is None or 0 <= row["label_score"] <= 1
+    before = {text for own in whole.metrics["search"] for text in own["selected_texts"]}
+    for row in whole.dataset:
+        assert (row["text"] in before) == (row["source"] == "lm")
+
+
+def test_texts_of_admm_and_of_the_user_are_candidates_too(tiny_lm: Any, tmp_path: Path) -> None:
+    own = [{"text": f"The film is {word}.", "label": label} for label, word in ((0, "bad"), (1, "great"))]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row | {"label": row["label"]}) + "\n" for row in own))
+    (tmp_path / "labels.json").write_text('["negative", "positive"]')
+    pool = {"texts_per_text": 1, "files": [str(tmp_path / "mine.jsonl")]}
+    settings = config(solver="both", texts_per_class=7, pool=pool, refinement={"evaluations": 0}, block_size=4)
+    result = make(tiny_lm("gpt2"), settings)
+    assert {"admm", str(tmp_path / "mine.jsonl")} & set(result.dataset["source"])
+    assert all(own["candidates"] >= 8 for own in result.metrics["search"])
+    assert list(result.metrics["steps"]) == ["admm"]  # without refinement the selected set is the result
+
+
+def test_without_refinement_the_selected_texts_are_the_result(tiny_lm: Any) -> None:
+    result = make(tiny_lm("gpt2"), config(refinement={"evaluations": 0}))
+    assert set(result.dataset["source"]) == {"lm"}
+    assert [own["evaluations"] for own in result.metrics["search"]] == [0, 0]
+
+
+def test_weights_are_a_column(tiny_lm: Any) -> None:
+    plain, weighted = (make(tiny_lm("gpt2"), config(selection={"weights": flag})) for flag in (False, True))
+    assert list(plain.dataset["text"]) == list(weighted.dataset["text"])
+    weights = weighted.dataset["weight"][:]
+    assert min(weights) >= 0
+    assert sum(weights[:3]) == pytest.approx(3) == sum(weights[3:])
+    assert set(weights) != {1.0}
+
+
+@pytest.mark.parametrize("maps", [["verbaliser"], ["centred", "whitened"], ["sketch"], ["verbaliser", "subspace"]])
+def test_every_space_can_be_searched_in(maps: list[str], tiny_lm: Any) -> None:
+    settings = config(space={"maps": maps, "rank": 8, "public_texts": 10}, solver="both")
+    result = make(tiny_lm("llama"), settings)
+    assert result.dataset.num_rows == 6
+    assert 0 <= result.metrics["synthetic"]["distance"] < 1
+
+
+# ---- interruption
+
+
+@pytest.mark.parametrize("solver", ["search", "both"])
+def test_wherever_a_search_is_interrupted_it_ends_the_same(solver: str, tiny_lm: Any, tmp_path: Path) -> None:
+    settings = config(solver=solver, space={"maps": ["whitened"], "public_texts": 5})
+    make(tiny_lm("gpt2"), settings, tmp_path / "whole")
+    for advances in count():
+        folder = tmp_path / f"{advances}"
+        try:
+            make(tiny_lm("gpt2"), settings, folder, Interrupting(advances))
+            break
+        except KeyboardInterrupt:
+            assert not set(DATA_FILES) & files(folder)
+            make(tiny_lm("gpt2"), settings, folder)
+            assert data_bytes(folder) == data_bytes(tmp_path / "whole")
+            assert figures(folder) == figures(tmp_path / "whole")
+    assert advances > 8
+
+
+# ---- what it refuses, and what it says
+
+
+def test_too_few_candidates_are_an_error(tiny_lm: Any) -> None:
+    settings = config(pool={"texts_per_text": 1, "near_duplicate": 0.01}, texts_per_class=20)
+    with pytest.raises(DataError) as caught:
+        make(tiny_lm("gpt2"), settings)
+    told = str(caught.value)
+    assert told.startswith("class 'negative' has ")
+    assert told.endswith(
+        "different candidates for 20 texts; raise pool.texts_per_text or initial.temperature, loosen bans, or "
+        "bring texts with pool.files"
+    )
+
+
+def test_a_distance_of_whole_matrices_cannot_be_searched_with(tiny_lm: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(tiny_lm("gpt2"), config(distance={"name": "tag"}))
+    assert str(caught.value) == (
+        "distance.name 'tag' needs whole matrices, so no search is possible with it; choose one of ['cosine', "
+        "'relative_l2'], or solver=admm"
+    )
+
+
+def test_no_class_starves_silently(tiny_lm: Any, caplog: pytest.LogCaptureFixture) -> None:
+    settings = config(label_check={"min_probability": 1.0}, refinement={"evaluations": 0})
+    result = make(tiny_lm("gpt2"), settings)
+    assert Counter(result.dataset["label"]) == {0: 3, 1: 3}
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert [warning.split(":")[0] for warning in warnings] == ["class negative", "class positive"]
+    assert all(warning.endswith("and 3 are needed; the most probable ones are taken") for warning in warnings)
+
+
+def test_texts_below_the_threshold_are_not_chosen(tiny_lm: Any) -> None:
+    free = make(tiny_lm("gpt2"), config(refinement={"evaluations": 0}))
+    threshold = sorted(free.dataset["label_score"])[2]
+    settings = config(label_check={"min_probability": threshold}, refinement={"evaluations": 0})
+    assert min(make(tiny_lm("gpt2"), settings).dataset["label_score"]) >= threshold
+
+
+def test_other_texts_in_a_file_of_candidates_are_another_run(tiny_lm: Any, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    settings = config(pool={"texts_per_text": 6, "files": [str(mine)]})
+    told = []
+    for word in ("dull", "fine"):
+        rows = [{"text": f"A {word} film.", "label": name} for name in ("negative", "positive")]
+        mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            make(tiny_lm("gpt2"), settings, tmp_path / "run", Interrupting(2))
+        except (KeyboardInterrupt, RunFolderError) as error:
+            told.append(str(error))
+    assert told[0] == ""
+    assert f"  files.{mine}: " in told[1]
