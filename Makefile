@@ -27,7 +27,7 @@ demo: $(STAMP)
 	$(BIN)/gradmm demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
