@@ -50,7 +50,7 @@ TEXTS: list[Bad] = [
     bad_file("empty text in a JSON array", "empty.json", b'[{"text": "a", "label": 0}, {"text": "", "label": 1}]', ", row 1 (counted from 0): text is empty; remove the row or give its text"),
     bad_file("empty text in Parquet", "empty.parquet", parquet(text=["a", "b", ""], label=[0, 1, 1]), ", row 2 (counted from 0): text is empty; remove the row or give its text"),
     bad_file("empty text in Arrow", "empty.arrow", arrow(text=["a", "", "c"], label=[0, 1, 1]), ", row 1 (counted from 0): text is empty; remove the row or give its text"),
-    bad_file("empty text within gzip", "empty.jsonl.gz", gzip.compress(JSONL + jsonl({"text": "", "label": 1})), ", row 2 (counted from 0): text is empty; remove the row or give its text"),
+    bad_file("empty text within gzip", "empty.jsonl.gz", gzip.compress(JSONL + jsonl({"text": "", "label": 1}), mtime=0), ", row 2 (counted from 0): text is empty; remove the row or give its text"),
     bad_file("empty text within Zstandard", "empty.csv.zst", pa.Codec("zstd").compress(HEAD + b"a,0\nb,1\nc,1\n,1\n", asbytes=True), ", row 3 (counted from 0): text is empty; remove the row or give its text"),
     bad_file("no text in a JSON line", "lacks.jsonl", JSONL + jsonl({"label": 1}), ", row 2 (counted from 0): text is missing (null); remove the row or give its text"),
     bad_file("null as text in JSON lines", "null2.jsonl", JSONL + JSONL + jsonl({"text": None, "label": 1}), ", row 4 (counted from 0): text is missing (null); remove the row or give its text"),

@@ -109,7 +109,11 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("x.jsonl", ZIPPED, " is named as JSON but holds gzip; add .gz to its name"),
     ("x.jsonl", PACKED, " is named as JSON but holds Zstandard; add .zst to its name"),
     ("x.csv", b"PAR1PAR1PAR1", " is named as CSV but holds Parquet; let its name end in .parquet"),
-    ("x.csv.gz", gzip.compress(b"PAR1PAR1"), " is named as CSV but holds Parquet; let its name end in .parquet"),
+    (
+        "x.csv.gz",
+        gzip.compress(b"PAR1PAR1", mtime=0),
+        " is named as CSV but holds Parquet; let its name end in .parquet",
+    ),
     ("x.csv", b"PK\x03\x04", " is named as CSV but holds a ZIP archive or an Excel workbook; give a file of rows"),
     ("x.jsonl", b"\x89PNG\r\n", " is named as JSON but holds a PNG image; give a file of rows"),
     ("x.csv", b"\n<!DOCTYPE HTML>", " is named as CSV but holds an HTML page; give a file of rows"),
