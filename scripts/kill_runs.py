@@ -43,7 +43,7 @@ from gradmm.store import FINGERPRINT, STATE, SUMS, RunFolder
 
 DATA = ("data/synthetic.jsonl", "data/synthetic.parquet")
 FILES = {FINGERPRINT, SUMS, "config.yaml", "environment.json", "metrics.json", "run.log", *DATA}
-STAGES = ("start", "target", "admm", "measure", "result", "tidying")
+STAGES = ("start", "pool", "target", "admm", "search", "measure", "result", "tidying")
 HALF = "half of"
 OPERATIONS = ("open", "os.mkdir", "os.chmod", "os.rename", "os.remove", "os.rmdir")
 POINTS_PER_RUN, MOMENTS_PER_RUN = 12, 8
@@ -52,7 +52,10 @@ SMALL: dict[str, Any] = {
     "block_size": 1,
     "per_device_batch_size": 2,  # two waves
     "initial": {"candidates": 1},
-    "solver": "admm",
+    "solver": "both",
+    "space": {"maps": ["whitened"], "public_texts": 3},
+    "pool": {"texts_per_text": 3},
+    "refinement": {"evaluations": 4, "places": 2, "proposals": 2},
     "admm": {"n_outer": 2, "n_inner": 1, "relative_tolerance": 0},
     "lengths": {"distribution": "uniform", "min_tokens": 3, "max_tokens": 5},
 }
@@ -185,7 +188,7 @@ def noting_work(journal: Path) -> None:
     save, file = RunFolder.save_state, os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(self: RunFolder, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        os.write(file, f"{name} {len(facts.get('trace', ()))}\n".encode())
+        os.write(file, f"{name} {progress(facts)}\n".encode())
         save(self, name, tensors, facts)
 
     RunFolder.save_state = note  # type: ignore[method-assign]
@@ -197,23 +200,31 @@ def checkpoints(folder: Path) -> dict[str, int]:
     for path in (folder / STATE).glob("*.safetensors"):
         if not path.name.startswith("."):
             with safe_open(path, "pt") as file:
-                held[path.stem] = len(json.loads(file.metadata()["facts"]).get("trace", ()))
+                held[path.stem] = progress(json.loads(file.metadata()["facts"]))
     return held
+
+
+def progress(facts: Mapping[str, Any]) -> int:
+    """How many iterations of ADMM, or steps of refinement, are in a checkpoint."""
+    return int(facts.get("step", len(facts.get("trace", ()))))
 
 
 def stage_of(folder: Path) -> str:
     """How far a run had come, by what it left."""
     held = checkpoints(folder)
-    targets, waves = ([n for n in held if n.startswith(kind)] for kind in ("target", "admm"))
-    if (folder / SUMS).exists():
-        return "tidying"
-    if any((folder / name).exists() for name in (*DATA, "metrics.json")) or (folder / "data").exists():
-        return "result"
-    if len(waves) == 2 and min(held[wave] for wave in waves) == SMALL["admm"]["n_outer"]:
-        return "measure"
-    if waves or len(targets) == 2:
-        return "admm"
-    return "target" if (folder / "environment.json").exists() else "start"
+    targets, waves, sets = ([n for n in held if n.startswith(kind)] for kind in ("target", "admm", "set"))
+    admm_is_done = len(waves) == 2 and min(held[wave] for wave in waves) == SMALL["admm"]["n_outer"]
+    result = [*DATA, "metrics.json", "data"]
+    reached = {
+        "tidying": (folder / SUMS).exists(),
+        "result": any((folder / name).exists() for name in result),
+        "measure": len(sets) == 2,
+        "search": admm_is_done,
+        "admm": bool(waves) or len(targets) == 2,
+        "target": "space" in held,
+        "pool": (folder / "environment.json").exists(),
+    }
+    return next((stage for stage, there in reached.items() if there), "start")
 
 
 def faults(folder: Path, whole: Path) -> list[str]:
