@@ -35,8 +35,7 @@ ROWS = [
     *[(f"What a story, what an end {n}!", 2) for n in range(3)],
 ]
 TINY = {
-    **{"solver": "both", "texts_per_class": 2, "block_size": 2, "initial": {"candidates": 2}, "references": False},
-    **{"pool": {"texts_per_text": 4}, "refinement": {"evaluations": 4, "proposals": 2}},
+    **{"solver": "admm", "texts_per_class": 2, "block_size": 2, "initial": {"candidates": 2}, "references": False},
     **{"admm": {"n_outer": 1, "n_inner": 2}, "projection": {"end_sentence": False}},
     "lengths": {"distribution": "uniform", "min_tokens": 3, "max_tokens": 6},
 }

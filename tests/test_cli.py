@@ -430,7 +430,7 @@ def interrupted(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Interr
         "from gradmm.cli import main; main()"
     )
     args = ["--task", "sst2", "--data", str(small), "--text-column", "review", "--label-column", "mood"]
-    command = [sys.executable, "-c", program, "generate", *args, "-n", "2", *SETS, "-s", "admm.n_outer=30"]
+    command = [sys.executable, "-c", program, "generate", *args, "-n", "2", *SETS, "-s", "admm.n_outer=12"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     process = subprocess.Popen([*command, "-o", str(folder)], **pipes)
@@ -468,7 +468,7 @@ def test_the_same_command_goes_on_and_ends(interrupted: Interrupted) -> None:
         "positive",
         *[f"  {t}" for t in texts[2:]],
     ]
-    assert json.loads((interrupted.folder / "metrics.json").read_text())["trace"][-1]["outer"] == 30
+    assert json.loads((interrupted.folder / "metrics.json").read_text())["trace"][-1]["outer"] == 12
     assert not (interrupted.folder / "state").exists()
     log_lines = (interrupted.folder / "run.log").read_text().splitlines()
     assert [line.split()[1] for line in log_lines if "done in" in line] == ["target:", "admm:", "measure:"]
