@@ -134,9 +134,10 @@ def test_too_few_candidates_are_an_error(tiny_lm: Any) -> None:
     )
 
 
-def test_a_distance_of_whole_matrices_cannot_be_searched_with(tiny_lm: Any) -> None:
+def test_a_distance_of_whole_matrices_cannot_be_searched_with(tiny_lm: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        make(tiny_lm("gpt2"), config(distance={"name": "tag"}))
+        make(tiny_lm("gpt2"), config(distance={"name": "tag"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     assert str(caught.value) == (
         "distance.name 'tag' needs whole matrices, so no search is possible with it; choose one of ['cosine', "
         "'relative_l2'], or solver=admm"
@@ -172,3 +173,12 @@ def test_other_texts_in_a_file_of_candidates_are_another_run(tiny_lm: Any, tmp_p
             told.append(str(error))
     assert told[0] == ""
     assert f"  files.{mine}: " in told[1]
+
+
+def test_an_earlier_run_brings_candidates(tiny_lm: Any, tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier"
+    first = make(tiny_lm("gpt2"), config(seed=1), earlier)
+    pool = {"texts_per_text": 1, "files": [str(earlier)]}
+    result = make(tiny_lm("gpt2"), config(texts_per_class=5, pool=pool, refinement={"evaluations": 0}))
+    brought = [row["text"] for row in result.dataset if row["source"] == str(earlier)]
+    assert brought and set(brought) <= set(first.dataset["text"])

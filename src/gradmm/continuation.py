@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradmm.memory import is_out_of_memory
+
 _ARGUMENTS = ("past_key_values", "cache_params")
 STEPS = 3
 """Tokens that are read after the sequences to try a cache."""
@@ -90,8 +92,8 @@ def find_cache(body: Any, ids_NS: Tensor) -> tuple[str | None, str]:
             error = float((found_NTD - expected_NTD[rows_N]).norm() / expected_NTD[rows_N].norm())
             if not error < tolerance:
                 return None, f"it gives hidden states that differ by {error:.0%} from those of the whole sequence"
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as err:  # the code of any architecture runs here
+        if is_out_of_memory(err):
+            raise
         return None, f"it cannot be continued from ({type(err).__name__}: {err})"
     return argument, ""

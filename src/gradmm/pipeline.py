@@ -34,7 +34,7 @@ from gradmm.measures import SetMeasures, measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model
 from gradmm.progress import Reporter, Stage, log, logging_to
-from gradmm.result import Result, make_dataset, read_result, write_result
+from gradmm.result import TEXTS, Result, make_dataset, read_result, write_result
 from gradmm.search import Found, Search, as_found
 from gradmm.store import LOG, Resume, RunFolder, as_json
 
@@ -73,6 +73,7 @@ def generate(
     limit = BatchLimit(config.per_device_batch_size)
     counts = config.count_texts(bound.task.label_names, rows.counts())
     runner = BlockRunner(lm, bound, config, counts, limit)
+    search = Search(runner)  # refuses settings that it cannot work with, before there is a run folder
     brought = {name: _load_brought(name, bound.task) for name in config.pool.files}
     fingerprint = _fingerprint(lm, bound.task, rows, config) | {
         "files": {name: own.fingerprint() for name, own in brought.items()}
@@ -88,7 +89,7 @@ def generate(
             settings = _settings(lm, bound.task, rows, config)
             folder.write_text("config.yaml", to_yaml(settings))
             folder.write_json("environment.json", describe_environment(lm.device))
-            run = _Run(lm, bound, rows, brought, config, runner, limit, folder, reporter or Reporter())
+            run = _Run(lm, bound, rows, brought, config, runner, search, limit, folder, reporter or Reporter())
             result = run.go()
         folder.finish()
     return result if output_dir else Result(result.dataset, result.metrics, None)
@@ -104,6 +105,7 @@ class _Run:
     brought: dict[str, LabelledData]
     config: GenerateConfig
     runner: BlockRunner
+    search: Search
     limit: BatchLimit
     folder: RunFolder
     reporter: Reporter
@@ -111,14 +113,13 @@ class _Run:
 
     def go(self) -> Result:
         """All stages."""
-        search = Search(self.runner)
-        lm_texts = self._write(search)
-        target = self._release(self._space(search, lm_texts))
+        lm_texts = self._write()
+        target = self._release(self._space(lm_texts))
         made = None if self.config.solver == "search" else self._admm(target)
         if made is not None and self.config.solver == "admm":
             found = as_found(made)
         else:
-            found = self._search(search, target, lm_texts, made)
+            found = self._search(target, lm_texts, made)
         texts = [[one.text for one in own] for own in found.texts]
         with self._stage("measure", len(found.before) + (3 if self.config.references else 1), "sets") as stage:
             own, nll = self._measure(target, texts)
@@ -141,20 +142,20 @@ class _Run:
         write_result(self.folder, dataset, metrics)
         return Result(dataset, metrics, self.folder.path)
 
-    def _write(self, search: Search) -> list[list[str]]:
+    def _write(self) -> list[list[str]]:
         """The LM's own texts: candidates, and public text that spaces are fitted on."""
-        total = sum(search.lm_counts)
+        total = sum(self.search.lm_counts)
         if not total:
             return [[] for _ in self.runner.counts]
         with self._stage("pool", total, "LM texts") as stage:
-            return search.write(self.folder, stage)
+            return self.search.write(self.folder, stage)
 
-    def _space(self, search: Search, lm_texts: list[list[str]]) -> Space:
+    def _space(self, lm_texts: list[list[str]]) -> Space:
         """Always as the run folder has it: tensors laid out in another way in memory round in another way."""
         if not self.config.space.maps:
             return IDENTITY
         if self.folder.load_state("space") is None:
-            self.folder.save_state("space", search.fit_space(lm_texts).tensors(), {})
+            self.folder.save_state("space", self.search.fit_space(lm_texts).tensors(), {})
         kept = self.folder.load_state("space")
         assert kept is not None, "it has just been written"
         return Space.from_tensors(_on(kept[0], self.lm.device))
@@ -163,25 +164,27 @@ class _Run:
         with self._stage("admm", self.runner.steps, "block steps") as stage:
             return self.runner.run(target, self.folder, stage)
 
-    def _search(
-        self, search: Search, target: ReleasedTarget, lm_texts: list[list[str]], made: Made | None
-    ) -> Found:
+    def _search(self, target: ReleasedTarget, lm_texts: list[list[str]], made: Made | None) -> Found:
         """ADMM's texts come first: of two that are alike, the first is kept."""
         sources = [("admm", made.texts)] if made else []
         labels = range(self.rows.num_classes)
         sources += [(name, [own.texts_of(label) for label in labels]) for name, own in self.brought.items()]
         with self._stage("search", sum(self.runner.counts), "texts") as stage:
-            found = search.run(target, search.pool(lm_texts, sources), self.folder, stage)
+            pools = self.search.pool(lm_texts, sources)
+            found = self.search.run(target, pools, self.folder, stage)
         return replace(found, before=({"admm": made.texts} if made else {}) | found.before)
 
     def _release(self, space: Space) -> ReleasedTarget:
         """The mean gradients of the real rows, each computed once per run and read from the run folder."""
-        labels = range(self.rows.num_classes)
-        if any(self._released(label) is None for label in labels):
+        targets = [self._released(label) for label in range(self.rows.num_classes)]
+        if None in targets:
             with self._stage("target", len(self.rows), "rows") as stage:
-                for label in labels:
-                    self._release_class(label, space, stage)
-        targets = (self._released(label) for label in labels)
+                for label, count in enumerate(self.rows.counts()):
+                    if targets[label] is None:
+                        self._release_class(label, space, stage)
+                        targets[label] = self._released(label)
+                    else:
+                        stage.advance(count)
         return ReleasedTarget(tuple(target for target in targets if target is not None), space)
 
     def _released(self, label: int) -> ClassTarget | None:
@@ -189,9 +192,6 @@ class _Run:
         return None if kept is None else ClassTarget.from_tensors(_on(kept[0], self.lm.device))
 
     def _release_class(self, label: int, space: Space, stage: Stage) -> None:
-        if self._released(label) is not None:
-            stage.advance(self.rows.counts()[label])
-            return
         batches = self.rows.iter_batches(label, self.config.per_device_batch_size)
         target = class_target(self.lm, self.task, label, batches, self.limit, stage.advance, space)
         self.folder.save_state(_target_name(label), target.tensors(), {})
@@ -223,7 +223,8 @@ class _Run:
 
 def _load_brought(name: str, task: Task) -> LabelledData:
     """Texts of a file or run that the user names as candidates, in the task's classes."""
-    return load_data(name, DataConfig(classes=task.label_names))
+    made = Path(name).expanduser() / TEXTS
+    return load_data(made if made.is_file() else name, DataConfig(classes=task.label_names))
 
 
 def _target_name(label: int) -> str:

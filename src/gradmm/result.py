@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from gradmm.search import Written
 from gradmm.store import RunFolder, as_json
 
+TEXTS = "data/synthetic.parquet"  # within a run folder
+
 
 @dataclass(frozen=True)
 class Result:
@@ -71,7 +73,7 @@ def write_result(folder: RunFolder, dataset: datasets.Dataset, metrics: dict[str
     """Writes data, then metrics: a folder with metrics is complete."""
     # The schema's metadata carry the ClassLabel, so that load_dataset gets the names back.
     table: pa.Table = dataset.with_format("arrow")[:]
-    folder.write("data/synthetic.parquet", lambda path: pq.write_table(table, path))
+    folder.write(TEXTS, lambda path: pq.write_table(table, path))
     lines = (json.dumps(as_json(row), ensure_ascii=False) + "\n" for row in dataset)
     folder.write_text("data/synthetic.jsonl", "".join(lines))
     folder.write_json("metrics.json", metrics)
@@ -79,5 +81,5 @@ def write_result(folder: RunFolder, dataset: datasets.Dataset, metrics: dict[str
 
 def read_result(folder: RunFolder) -> Result:
     """The result of a run that is complete."""
-    table = pq.read_table(folder.path / "data" / "synthetic.parquet")
+    table = pq.read_table(folder.path / TEXTS)
     return Result(datasets.Dataset(table), folder.read_json("metrics.json"), folder.path)
