@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from gradmm.blocks import BlockRunner, make_generator, plan_blocks
+from gradmm.blocks import BlockRunner, plan_blocks
+from gradmm.seeds import make_generator
 from gradmm.config import GenerateConfig
 from gradmm.gradients.target import compute_target
 from gradmm.solvers.admm import AdmmConfig

@@ -6,7 +6,6 @@ changes what is computed only by rounding.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradmm.checkpoints import Checkpoints
 from gradmm.config import GenerateConfig
 from gradmm.data.task import BoundTask
 from gradmm.data.vocabulary import allowed_tokens, sentence_ends, text_starts
@@ -23,11 +23,11 @@ from gradmm.gradients.target import ReleasedTarget
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.progress import Stage
+from gradmm.seeds import make_generator
 from gradmm.solvers.admm import Admm, AdmmState
 from gradmm.solvers.initial import Start, as_block, join, pick, random_block, write_texts
 from gradmm.solvers.matching import GradientMatching
 from gradmm.solvers.projection import Projector, Vocabulary
-from gradmm.store import RunFolder
 
 
 @dataclass
@@ -42,12 +42,6 @@ class Made:
     """Per wave, why it stopped."""
     trace: list[dict[str, float]] = field(default_factory=list)
     """Per wave and outer iteration, the figures."""
-
-
-def make_generator(seed: int, *purpose: object) -> torch.Generator:
-    """A random generator for one purpose: what is drawn for it depends on nothing that was drawn before."""
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 @dataclass(frozen=True)
@@ -115,7 +109,7 @@ class BlockRunner:
         """Block steps in all: the start and every outer iteration of every block."""
         return len(self.plan) * (self.config.admm.n_outer + 1)
 
-    def run(self, target: ReleasedTarget, folder: RunFolder, stage: Stage) -> Made:
+    def run(self, target: ReleasedTarget, folder: Checkpoints, stage: Stage) -> Made:
         """Solves all blocks; when memory runs out, in smaller waves.
 
         Raises:
@@ -153,7 +147,7 @@ class BlockRunner:
         return max(1, self.limit.size // self.plan[block].size)
 
     def _solve(
-        self, target: ReleasedTarget, wave: range, folder: RunFolder, progress: _Progress, made: Made
+        self, target: ReleasedTarget, wave: range, folder: Checkpoints, progress: _Progress, made: Made
     ) -> int:
         """Solves some blocks together; returns how many: a checkpoint goes on with the blocks that it has."""
         kept = _fitted(folder, wave.start, self._blocks_at_once(wave.start))
@@ -233,7 +227,7 @@ def _name(first_block: int) -> str:
     return f"admm-{first_block:06d}"
 
 
-def _fitted(folder: RunFolder, first: int, at_once: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def _fitted(folder: Checkpoints, first: int, at_once: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """A wave's checkpoint, or None; one with more blocks than fit is first split into several.
 
     The first part, which takes the place of the whole, is written last: a kill in between loses nothing.

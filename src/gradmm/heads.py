@@ -41,7 +41,7 @@ class Head:
 
 
 def head_of(model: Any, title: str) -> Head:
-    """The head of a transformers model, scale and soft cap from its settings.
+    """The head of a transformers model, its own weights (which may be in training), scale and soft cap.
 
     Raises:
         ModelError: if it is not linear.
@@ -54,5 +54,4 @@ def head_of(model: Any, title: str) -> Head:
     for key, power in _SCALES.items():
         scale *= float(getattr(config, key, None) or 1.0) ** power
     caps = [float(cap) for key in _CAPS if (cap := getattr(config, key, None))]
-    bias = None if layer.bias is None else layer.bias.detach()
-    return Head(layer.weight.detach(), bias, scale, caps[0] if caps else None)
+    return Head(layer.weight, layer.bias, scale, caps[0] if caps else None)

@@ -8,14 +8,15 @@ Shape suffixes: N texts, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from gradmm.data.task import BoundTask
+from gradmm.data.task import Batch, BoundTask
+from gradmm.heads import Head
 from gradmm.memory import BatchLimit
-from gradmm.models import LanguageModel
 
 
 class LabelCheckConfig(BaseModel):
@@ -27,9 +28,24 @@ class LabelCheckConfig(BaseModel):
     """Candidates whose calibrated label probability is below are not chosen, as long as enough are left."""
 
 
+class Reader(Protocol):
+    """A language model as far as labels are concerned, frozen or in training."""
+
+    @property
+    def head(self) -> Head:
+        """The output head."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are put."""
+
+    def read(self, ids_NS: Tensor, index_NL: Tensor) -> Tensor:
+        """Hidden states (N, L, D) that enter the head at chosen positions."""
+
+
 @torch.no_grad()
 def label_log_probs(
-    lm: LanguageModel, task: BoundTask, texts_ids: Sequence[Sequence[int]], limit: BatchLimit | None = None
+    lm: Reader, task: BoundTask, texts_ids: Sequence[Sequence[int]], limit: BatchLimit | None = None
 ) -> Tensor:
     """Log p(verbaliser_c | text) for every text and class.
 
@@ -46,34 +62,44 @@ def label_log_probs(
     order = sorted(range(len(texts_ids)), key=lambda i: len(texts_ids[i]))
 
     def some(part: Sequence[int]) -> None:
-        out_NC[list(part)] = _scores(lm, task, [texts_ids[i] for i in part]).cpu()
+        out_NC[list(part)] = class_log_probs(lm, task, [texts_ids[i] for i in part]).cpu()
 
     for _ in (limit or BatchLimit()).map(some, order, "scoring labels"):
         pass
     return out_NC
 
 
-def _scores(lm: LanguageModel, task: BoundTask, ids: Sequence[Sequence[int]]) -> Tensor:
-    """One pass for all classes whose verbaliser is one token, and one for each other class."""
-    out_NC = torch.empty(len(ids), len(task.label_ids), device=lm.device)
+def class_log_probs(lm: Reader, task: BoundTask, texts_ids: Sequence[Sequence[int]]) -> Tensor:
+    """Log p(verbaliser_c | text) (N, C) of one batch, differentiable with respect to the model's weights.
+
+    One pass for all classes whose verbaliser is one token, and one for each other class.
+    """
+    columns: dict[int, Tensor] = {}
     single = [c for c, tokens in enumerate(task.label_ids) if len(tokens) == 1]
     if single:
-        log_probs_NLV, _ = _log_probs(lm, task, ids, single[0])
-        out_NC[:, single] = log_probs_NLV[:, 0, [task.label_ids[c][0] for c in single]]
+        log_probs_NLV, _ = _log_probs(lm, task, texts_ids, [single[0]] * len(texts_ids))
+        columns = {c: log_probs_NLV[:, 0, task.label_ids[c][0]] for c in single}
     for c in sorted(set(range(len(task.label_ids))) - set(single)):
-        log_probs_NLV, labels_NL = _log_probs(lm, task, ids, c)
-        out_NC[:, c] = log_probs_NLV.gather(-1, labels_NL.unsqueeze(-1))[..., 0].sum(-1)
-    return out_NC
+        columns[c] = own_log_probs(lm, task, texts_ids, [c] * len(texts_ids))
+    return torch.stack([columns[c] for c in range(len(task.label_ids))], dim=1)
+
+
+def own_log_probs(
+    lm: Reader, task: BoundTask, texts_ids: Sequence[Sequence[int]], labels: Sequence[int]
+) -> Tensor:
+    """Log p(verbaliser of its own label | text) (N) of one batch: the negative of what the target is made of."""
+    log_probs_NLV, batch = _log_probs(lm, task, texts_ids, labels)
+    own_NL = log_probs_NLV.gather(-1, batch.label_ids_NL.unsqueeze(-1))[..., 0]
+    return (own_NL * batch.label_mask_NL).sum(-1)
 
 
 def _log_probs(
-    lm: LanguageModel, task: BoundTask, ids: Sequence[Sequence[int]], label: int
-) -> tuple[Tensor, Tensor]:
-    """At the positions that predict the label's tokens (N, L, V), and those tokens (N, L)."""
-    batch = task.collate(ids, [label] * len(ids)).to(lm.device)
-    hidden_NLD = lm.hidden(batch.embed(lm.embeddings_VE), batch.predict_at_NL)
-    logits_NLV, _ = lm.head(hidden_NLD)
-    return torch.log_softmax(logits_NLV, -1), batch.label_ids_NL
+    lm: Reader, task: BoundTask, ids: Sequence[Sequence[int]], labels: Sequence[int]
+) -> tuple[Tensor, Batch]:
+    """At the positions that predict the labels' tokens (N, L, V)."""
+    batch = task.collate(ids, labels).to(lm.device)
+    logits_NLV, _ = lm.head(lm.read(batch.ids_NS, batch.predict_at_NL))
+    return torch.log_softmax(logits_NLV, -1), batch
 
 
 def calibrated(log_probs_NC: Tensor, counts: Sequence[int] | None = None) -> Tensor:

@@ -28,6 +28,7 @@ from gradmm.loading import DEMO_MODEL, ModelConfig, load_pretrained, model_path
 __all__ = ["DEMO_MODEL", "Head", "LanguageModel", "ModelConfig", "load_model", "model_path"]
 
 
+IN_MEMORY = "in memory"
 _LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
 _LARGE = 60.0  # of logits, where a cap shows
 
@@ -47,13 +48,13 @@ class LanguageModel:
         NonFiniteError: if the model's logits, or the derivatives, are not finite in its dtype.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str = "in memory") -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str = IN_MEMORY) -> None:
         self.name = name
         self.tokenizer = tokenizer
         self.model = model
         _check_kind(model, self.title)
         self.model.eval().requires_grad_(False)
-        self.body = _body_of(model, self.title)
+        self.body = body_of(model, self.title)
         self.head = head_of(model, self.title)
         _check_weights(self)
         _check_tokens(self)
@@ -102,10 +103,11 @@ class LanguageModel:
         Returns:
             (N, L, D), in the model's dtype.
         """
-        embeds_NSE = embeds_NSE.to(self.dtype, copy=True)  # CTRL scales in place what it is given
-        states_NSD: Tensor = self.body(inputs_embeds=embeds_NSE, use_cache=False).last_hidden_state
-        index_NLD = index_NL.unsqueeze(-1).expand(-1, -1, states_NSD.shape[-1])
-        return states_NSD.gather(1, index_NLD).to(self.head.weight_VD.dtype)
+        return hidden_states(self.body, embeds_NSE.to(self.dtype), index_NL).to(self.head.weight_VD.dtype)
+
+    def read(self, ids_NS: Tensor, index_NL: Tensor) -> Tensor:
+        """`hidden` of token ids (N, S), padded on the right."""
+        return self.hidden(self.embeddings_VE[ids_NS], index_NL)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,6 +123,13 @@ class LanguageModel:
             digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
             digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def hidden_states(body: Any, embeds_NSE: Tensor, index_NL: Tensor) -> Tensor:
+    """A body's output at chosen positions (N, L, D)."""
+    embeds_NSE = embeds_NSE.clone()  # CTRL scales in place what it is given
+    states_NSD: Tensor = body(inputs_embeds=embeds_NSE, use_cache=False).last_hidden_state
+    return states_NSD.gather(1, index_NL.unsqueeze(-1).expand(-1, -1, states_NSD.shape[-1]))
 
 
 def load_model(
@@ -184,7 +193,12 @@ def _check_kind(model: Any, title: str) -> None:
         raise ModelError(f"{title} is a masked LM, which lets a token see those after it; {USE}")
 
 
-def _body_of(model: Any, title: str) -> Any:
+def body_of(model: Any, title: str) -> Any:
+    """What a transformers model computes hidden states with.
+
+    Raises:
+        ModelError: if it has no such part.
+    """
     body = getattr(model, model.base_model_prefix, None)
     if body is None or body is model:
         raise ModelError(f"{title} has no body apart from its head; {USE}")

@@ -16,8 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gradmm.blocks import BlockRunner, Made, make_generator
-from gradmm.decoding import log_perplexity
+from gradmm.blocks import BlockRunner, Made
+from gradmm.checkpoints import Checkpoints
+from gradmm.decoding import PromptCache, log_perplexity
 from gradmm.errors import ConfigError, DataError
 from gradmm.gradients.distances import FORMULAS, components
 from gradmm.gradients.factors import Factors, label_factors
@@ -25,13 +26,14 @@ from gradmm.gradients.spaces import Space, fit_space
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.labelling import calibrated, label_log_probs
 from gradmm.progress import Stage
+from gradmm.seeds import make_generator
 from gradmm.solvers.initial import write_texts
 from gradmm.solvers.pool import Candidate, Pool, fit
 from gradmm.solvers.refinement import FRESH, RefinementState, Refiner
-from gradmm.solvers.selection import Candidates, FactorKernel, SimilarityKernel, fit_weights, select
-from gradmm.store import RunFolder
+from gradmm.solvers.selection import Candidates, FactorKernel, Selected, SimilarityKernel, fit_weights, select
 
 log = logging.getLogger("gradmm")
+_SHARED = 16  # texts that are written after one list of selected texts
 _CHUNK = 256  # LM texts that are drawn, and kept in the run folder, together
 _PUBLIC = 4096  # texts of all classes that a space is fitted on, at most
 
@@ -61,6 +63,19 @@ class Found:
     """Per class, what `metrics.json` keeps of the search."""
     retokenised: int = 0
     """Texts whose tokens, as a user's trainer sees them, are not those that were optimised."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """N candidates of one class, and what selection knows of them: no target has a part in it."""
+
+    label: int
+    pool: list[Candidate]
+    score_N: Tensor
+    """Calibrated probability of the label."""
+    nll_N: Tensor
+    """Log-perplexity, float64; zeros where it does not count."""
+    kernel: FactorKernel
 
 
 def as_found(made: Made) -> Found:
@@ -98,14 +113,14 @@ class Search:
     def _public_count(self) -> int:
         return max(1, min(self.config.space.public_texts, _PUBLIC // len(self.runner.counts)))
 
-    def write(self, folder: RunFolder, stage: Stage) -> list[list[str]]:
+    def write(self, folder: Checkpoints, stage: Stage) -> list[list[str]]:
         """The LM's texts per class, chunk by chunk."""
         return [
             [text for at in range(0, count, _CHUNK) for text in self._chunk(folder, stage, label, at, count)]
             for label, count in enumerate(self.lm_counts)
         ]
 
-    def _chunk(self, folder: RunFolder, stage: Stage, label: int, at: int, count: int) -> list[str]:
+    def _chunk(self, folder: Checkpoints, stage: Stage, label: int, at: int, count: int) -> list[str]:
         name, size = f"pool-{label:06d}-{at:06d}", min(_CHUNK, count - at)
         kept = folder.load_state(name)
         if kept is None:
@@ -168,7 +183,7 @@ class Search:
     # ---- the set
 
     def run(
-        self, target: ReleasedTarget, pools: Sequence[Sequence[Candidate]], folder: RunFolder, stage: Stage
+        self, target: ReleasedTarget, pools: Sequence[Sequence[Candidate]], folder: Checkpoints, stage: Stage
     ) -> Found:
         """Selects and refines every class's set."""
         scores, made = self.check_labels(pools), list[dict[str, Any]]()
@@ -194,31 +209,30 @@ class Search:
         label: int,
         pool: Sequence[Candidate],
         score_N: Tensor,
-        folder: RunFolder,
+        folder: Checkpoints,
         stage: Stage,
     ) -> dict[str, Any]:
         """One class: label check, selection, refinement; what the run folder keeps of it."""
         count, settings = self.runner.counts[label], self.config.selection
         kept = self._survivors(label, score_N, count)
-        pool, score_N = [pool[i] for i in kept], score_N[kept]
-        candidates = self._candidates(target, label, [candidate.text for candidate in pool], score_N)
-        chosen = select(candidates, count, FORMULAS[self.config.distance.name], settings.exchange)
+        seen = self.look_at(label, [pool[i] for i in kept], score_N[kept], target.space)
+        chosen = self.select(seen, target, count)
         order = sorted(chosen.indices)
-        selected = [pool[i].text for i in order]
-        state = self._refine(target, label, selected, folder, stage)
+        selected = [seen.pool[i].text for i in order]
+        state = self.refine(target, label, selected, folder, stage)
         weights = self._weights(target, label, state.texts) if settings.weights else [1.0] * count
         texts = [
             Written(
                 text,
-                pool[i].source + ("+refined" if text != pool[i].text else ""),
-                float(score_N[i]) if text == pool[i].text else None,
+                seen.pool[i].source + ("+refined" if text != seen.pool[i].text else ""),
+                float(seen.score_N[i]) if text == seen.pool[i].text else None,
                 weight,
             )
             for i, text, weight in zip(order, state.texts, weights, strict=True)
         ]
         figures = {
-            "candidates": len(pool),
-            "carry_their_label": int((score_N > 1 / len(self.runner.counts)).sum()),
+            "candidates": len(seen.pool),
+            "carry_their_label": int((seen.score_N > 1 / len(self.runner.counts)).sum()),
             "objective_greedy": chosen.trace[0],
             "objective_selected": chosen.objective,
             "exchanges": len(chosen.trace) - 1,
@@ -247,19 +261,30 @@ class Search:
             kept = sorted(score_N.argsort(descending=True, stable=True)[:count].tolist())
         return kept
 
-    def _candidates(self, target: ReleasedTarget, label: int, texts: Sequence[str], score_N: Tensor) -> Candidates:
-        settings = self.config.selection
-        kernel = FactorKernel(self._factors(label, texts, target.space), self.bias)
-        penalty_N = settings.label_weight * -score_N.double().clamp_min(1e-12).log()
-        if settings.nll_weight:
+    def look_at(self, label: int, pool: Sequence[Candidate], score_N: Tensor, space: Space) -> Seen:
+        """Computes what selection needs to know of candidates, whatever the target."""
+        texts = [candidate.text for candidate in pool]
+        kernel = FactorKernel(self._factors(label, texts, space), self.bias)
+        nll_N = torch.zeros(len(pool), dtype=torch.float64)
+        if self.config.selection.nll_weight:
             nll = log_perplexity(self.lm, self.task.texts_ids(texts), self.runner.limit)
-            penalty_N = penalty_N + settings.nll_weight * torch.tensor(nll, dtype=torch.float64).nan_to_num()
-        own = target.classes[label]
+            nll_N = torch.tensor(nll, dtype=torch.float64).nan_to_num()
+        return Seen(label, list(pool), score_N, nll_N, kernel)
+
+    def select(self, seen: Seen, target: ReleasedTarget, count: int) -> Selected:
+        """The set of candidates that is best for a target in the space that they were seen in."""
+        formula = FORMULAS[self.config.distance.name]
+        return select(self._candidates(seen, target), count, formula, self.config.selection.exchange)
+
+    def _candidates(self, seen: Seen, target: ReleasedTarget) -> Candidates:
+        settings, own = self.config.selection, target.classes[seen.label]
+        log_score_N = seen.score_N.double().clamp_min(1e-12).log()
+        texts = [candidate.text for candidate in seen.pool]
         return Candidates(
-            kernel,
-            kernel.align(own),
+            seen.kernel,
+            seen.kernel.align(own),
             components(own.square_norm(), self.bias).cpu().double()[:, 0],
-            penalty_N,
+            settings.nll_weight * seen.nll_N - settings.label_weight * log_score_N,
             SimilarityKernel(texts, settings.diversity_weight) if settings.diversity_weight else None,
         )
 
@@ -274,9 +299,10 @@ class Search:
 
         return self.runner.limit.map(some, ids, "computing the candidates' gradients")
 
-    def _refine(
-        self, target: ReleasedTarget, label: int, texts: list[str], folder: RunFolder, stage: Stage
+    def refine(
+        self, target: ReleasedTarget, label: int, texts: list[str], folder: Checkpoints, stage: Stage
     ) -> RefinementState:
+        """Changes tokens of a class's set for a target, from a checkpoint on where there is one."""
         config, runner = self.config, self.runner
         refiner = Refiner(
             self.lm,
@@ -301,11 +327,54 @@ class Search:
         return refiner.run(state, told)
 
     def _weights(self, target: ReleasedTarget, label: int, texts: list[str]) -> list[float]:
-        candidates = self._candidates(target, label, texts, torch.ones(len(texts)))
+        own = [Candidate(text, "") for text in texts]
+        candidates = self._candidates(self.look_at(label, own, torch.ones(len(own)), target.space), target)
         named = self.config.distance.name
         name: Literal["cosine", "relative_l2"] = "relative_l2" if named == "relative_l2" else "cosine"
         weights: list[float] = fit_weights(candidates, range(len(texts)), name).tolist()
         return weights
+
+
+def write_after(
+    runner: BlockRunner, label: int, shown: Sequence[str], shots: int, size: int, generator: torch.Generator
+) -> list[str]:
+    """What the LM writes after the class's instruction and texts, and again, and then without a text.
+
+    Args:
+        runner: the run's model, task, settings and bans.
+        label: the class.
+        shown: texts to show, of which every prompt has some, in random order.
+        shots: how many; fewer where they do not fit the context.
+        size: texts to write.
+        generator: random generator on the CPU.
+    """
+    task, config, written = runner.task, runner.config, list[str]()
+    asked = task.task.instruction(label)
+    while len(written) < size:
+        count = min(_CHUNK, size - len(written))
+        draws = [
+            torch.randperm(len(shown), generator=generator)[:shots].tolist() for _ in range(-(-count // _SHARED))
+        ]
+        prompts = [_listed(runner, asked, [shown[i] for i in own]) for own in draws]
+        cache = PromptCache(runner.lm, prompts, runner.limit)
+        of_prompt = [i // _SHARED for i in range(count)]
+        ids = write_texts(
+            task, cache, runner.allowed_V, of_prompt, config.lengths, config.initial, generator, ("\n", asked)
+        )
+        written += [task.decode(row) for row in ids]
+    return written
+
+
+def _listed(runner: BlockRunner, asked: str, shots: list[str]) -> list[int]:
+    """Tokens of the prompt, with as many of the texts as leave room for another one."""
+    task = runner.task
+    room = task.max_length - runner.config.lengths.max_tokens - 2
+    while True:
+        prompt = "".join(f"{asked} {shot}\n" for shot in shots) + asked
+        ids = task.bos_ids + list(task.tokenizer(prompt, add_special_tokens=False).input_ids)
+        if len(ids) <= room or not shots:
+            return ids
+        shots = shots[1:]
 
 
 def _one_set(parts: Sequence[Factors]) -> Factors:

@@ -1,12 +1,13 @@
 """Refinement against materialised gradients of one text at a time, and against brute force."""
 
 import json
+import math
 from dataclasses import asdict
 
 import pytest
 import torch
 
-from gradmm.blocks import make_generator
+from gradmm.seeds import make_generator
 from gradmm.data.vocabulary import allowed_tokens, bare_starts
 from gradmm.gradients.distances import DistanceConfig
 from gradmm.gradients.spaces import IDENTITY, LinearMap, Space
@@ -88,7 +89,7 @@ def objective_slowly(lm, task, distance, texts, nll_weight, space=IDENTITY):
 
     value = distance_slowly(distance, gradient(texts), gradient(ROWS[LABEL]), lm.head.bias_V is not None)
     nll = [log_perplexity_slowly(lm, task.text_ids(text), lm.tokenizer.bos_token_id) for text in texts]
-    return value + nll_weight * sum(nll) / len(nll)
+    return math.log(max(float(value), 1e-9)) + nll_weight * sum(nll) / len(nll)
 
 
 @pytest.mark.parametrize("nll_weight", [0.0, 0.05])

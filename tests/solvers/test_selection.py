@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from itertools import combinations, pairwise
 
@@ -117,7 +118,9 @@ class Problem:
     def objective(self, members):
         """From its definition."""
         members = list(members)
-        value = float(self.distance(members)) + self.alpha * float(self.penalty_N[members].mean())
+        value = math.log(max(float(self.distance(members)), 1e-9)) + self.alpha * float(
+            self.penalty_N[members].mean()
+        )
         if self.diversity and len(members) > 1:
             similar = self.similarities()
             pairs = [float(similar[i, j]) for i in members for j in members if i != j]
@@ -206,7 +209,7 @@ def test_one_of_many_is_the_best_of_all(problem):
 
 @every_distance
 def test_on_small_pools_it_is_near_the_optimum(name, bias):
-    """Of 40 pools the optimum is found in 32 or more; on average it is missed by less than 5 %, never by half."""
+    """Of 40 pools the optimum is found in 32 or more; on average e^objective is less than 5 % above its own."""
     ratios, greedy_ratios = [], []
     for seed in range(40):
         problem = Problem(seed, name, bias, 11, 1 + seed % 3, 0.1 * (seed % 2), 0.2 * (seed % 4 == 0))
@@ -214,8 +217,8 @@ def test_on_small_pools_it_is_near_the_optimum(name, bias):
         best = best_of_all(problem, problem.exact(), count)
         found, greedy = problem.select(count), problem.select(count, exchange=False)
         assert best - 1e-9 <= found.objective <= greedy.objective
-        ratios.append(found.objective / best)
-        greedy_ratios.append(greedy.objective / best)
+        ratios.append(math.exp(found.objective - best))
+        greedy_ratios.append(math.exp(greedy.objective - best))
     hits, greedy_hits = (sum(ratio < 1 + 1e-9 for ratio in own) for own in (ratios, greedy_ratios))
     assert hits >= 32 and hits > greedy_hits
     assert sum(ratios) / 40 < 1.05 and max(ratios) < 2 and sum(ratios) < sum(greedy_ratios)
@@ -226,7 +229,7 @@ def best_of_all(problem, candidates, count):
     sets_Sn = torch.tensor(list(combinations(range(len(candidates)), count)))
     gram_QSnn = candidates.kernel.gram_QNN[:, sets_Sn[:, :, None], sets_Sn[:, None, :]]
     gg_QS, gt_QS = gram_QSnn.mean((2, 3)), candidates.alignment_QN[:, sets_Sn].mean(2)
-    values_S = FORMULAS[problem.name](gg_QS, gt_QS, candidates.target_Q[:, None]).mean(0)
+    values_S = FORMULAS[problem.name](gg_QS, gt_QS, candidates.target_Q[:, None]).mean(0).clamp_min(1e-9).log()
     values_S = values_S + candidates.penalty_N[sets_Sn].mean(1)
     if candidates.similarity is not None:
         similar_Snn = candidates.similarity.gram_QNN[0][sets_Sn[:, :, None], sets_Sn[:, None, :]]
@@ -341,7 +344,7 @@ def test_texts_that_cancel_but_for_rounding_are_no_catch():
     zeros_N = torch.zeros(3, dtype=torch.float64)
     candidates = Candidates(DenseKernel(gram_NN[None]), alignment_1N, torch.ones(1).double(), zeros_N)
     found = select(candidates, 2, FORMULAS["cosine"])
-    assert sorted(found.indices) == [0, 2] and 0 < found.objective < 1
+    assert sorted(found.indices) == [0, 2] and 0 < math.exp(found.objective) < 1
 
 
 def test_a_kernel_that_is_not_quite_symmetric_leads_nowhere_twice():

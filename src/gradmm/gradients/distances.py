@@ -20,6 +20,7 @@ from gradmm.gradients.target import ClassTarget
 DistanceName = Literal["cosine", "relative_l2", "tag"]
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
 """D as a function of <G, G>, <G, T> and <T, T>, elementwise."""
+_NO_DISTANCE = 1e-9  # below it a cosine distance in float32 is rounding
 
 
 class DistanceConfig(BaseModel):
@@ -73,6 +74,11 @@ def components(found: Inner, bias: str) -> Tensor:
     if bias == "separate":
         return torch.stack([found.weight_K, found.bias_K])
     return (found.weight_K if bias == "ignore" else found.weight_K + found.bias_K).unsqueeze(0)
+
+
+def log_scale(distance: Tensor) -> Tensor:
+    """Log D, what searches add other terms to: a nat of it is a factor in D, whatever the size of D."""
+    return distance.clamp_min(_NO_DISTANCE).log()
 
 
 def _by_component(formula: Formula, bias: str, gg: Inner, gt: Inner, tt: Inner) -> Tensor:

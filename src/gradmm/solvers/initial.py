@@ -89,6 +89,7 @@ def write_texts(
     lengths: LengthConfig,
     config: InitialConfig,
     generator: torch.Generator,
+    stops: Sequence[str] = (),
 ) -> list[list[int]]:
     """Texts that the LM writes after each label's prompt, as tokens of the text in its place.
 
@@ -100,6 +101,7 @@ def write_texts(
         lengths: how long they may become.
         config: temperature and nucleus.
         generator: random generator on the CPU.
+        stops: where a text ends, such as a line break after prompts that are lists.
 
     Raises:
         GradmmError: if the LM writes no usable text.
@@ -113,7 +115,7 @@ def write_texts(
         steps = 2 + (lengths.max_tokens if natural else max(limits[i] for i in missing))
         drawn = sample(prompts, own, steps, allowed_V, generator, config.temperature, config.top_p)
         for i, ids in zip(missing, drawn.tolist(), strict=True):
-            kept = _cut(task, task.decode(ids), limits[i], lengths)
+            kept = _cut(task, _before(task.decode(ids), stops), limits[i], lengths)
             # Tokenised again, allowed tokens may have become one that is banned.
             texts[i] = kept if bool(allowed_V[kept].all()) else []
         missing = [i for i in missing if not texts[i]]
@@ -126,6 +128,12 @@ def write_texts(
         f"the LM {prompts.lm.name!r} did not write {len(missing)} of {len(labels)} texts of {wanted} in {_ROUNDS} "
         "tries; raise lengths.max_tokens, loosen bans, or use lengths.distribution=uniform"
     )
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return text
 
 
 def _cut(task: BoundTask, text: str, limit: int, lengths: LengthConfig) -> list[int]:

@@ -1,6 +1,6 @@
 """Refinement: change one token of one text at a time, as long as the objective of the whole set falls.
 
-    objective(S) = D(mean of S, target) + nll_weight * mean log-perplexity of S
+    objective(S) = log D(mean of S, target) + nll_weight * mean log-perplexity of S
 
 A sweep goes through all places (text, position) once, in random order. At a place, tokens are drawn from the LM's
 own distribution after the class's prompt and the tokens before; each gives a changed text, which is decoded and
@@ -26,7 +26,7 @@ from torch import Tensor
 from gradmm.data.task import BoundTask
 from gradmm.data.vocabulary import bare_starts
 from gradmm.decoding import log_perplexity
-from gradmm.gradients.distances import FORMULAS, DistanceConfig, components
+from gradmm.gradients.distances import FORMULAS, DistanceConfig, components, log_scale
 from gradmm.gradients.factors import Factors, Inner, join_sets, label_factors
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.memory import BatchLimit
@@ -51,8 +51,8 @@ class RefinementConfig(BaseModel):
     """Places that are tried together."""
     temperature: float = Field(1.0, gt=0)
     """Of the LM's distribution that they are drawn from."""
-    nll_weight: float = Field(0.001, ge=0)
-    """[alpha] Weight of the mean log-perplexity (nats per token) beside the distance."""
+    nll_weight: float = Field(0.5, ge=0)
+    """[alpha] Weight of the mean log-perplexity (nats per token) beside the logarithm of the distance."""
 
 
 @dataclass
@@ -320,4 +320,4 @@ class Refiner:
     def _objective(self, gg_QM: Tensor, gt_QM: Tensor, nll_M: Tensor, n: int) -> Tensor:
         """Of sets of n texts, from sums over their texts."""
         distance_QM = self.formula(gg_QM / n**2, gt_QM / n, self._target_Q.unsqueeze(1))
-        return distance_QM.mean(0) + self.config.nll_weight * nll_M / n
+        return log_scale(distance_QM.mean(0)) + self.config.nll_weight * nll_M / n

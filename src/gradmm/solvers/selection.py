@@ -1,6 +1,6 @@
 """Selection: of many candidate texts, the n whose mean gradient is nearest to the target.
 
-    objective(S) = D(mean of S, target) + mean penalty of S + diversity * mean similarity of two texts in S
+    objective(S) = log D(mean of S, target) + mean penalty of S + diversity * mean similarity of two texts in S
 
 First greedily, one text after the other; then by exchanges: each place in turn is given to the text that serves
 it best, round and round, until no single exchange lowers the objective. D depends on inner products alone, so
@@ -8,7 +8,8 @@ everything follows from b_i = <g_i, T> and from the rows K_ij = <g_i, g_j> of th
 of the kernel is never computed.
 
 Candidates stand in an order of their own (that of their texts), and ties go to the first: the order in which they
-were made plays no part.
+were made plays no part. The logarithm makes weights mean the same for every model, data set and number of texts:
+distances differ by orders of magnitude, nats per token do not.
 
 Shape suffixes: N candidates, n chosen, Q components of the distance (one, or weight and bias apart), M counters.
 """
@@ -26,7 +27,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from gradmm.gradients.distances import Formula, components
+from gradmm.gradients.distances import Formula, components, log_scale
 from gradmm.gradients.factors import Factors, Inner, inner, join_sets
 from gradmm.gradients.target import ClassTarget
 
@@ -41,12 +42,13 @@ class SelectionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    nll_weight: float = Field(0.001, ge=0)
-    """[alpha] Weight of the mean log-perplexity (nats per token) beside the distance."""
+    nll_weight: float = Field(0.5, ge=0)
+    """[alpha] Weight of the mean log-perplexity (nats per token) beside the logarithm of the distance: with 0.5,
+    a set that is harder to read by a nat has to lower the distance by 40%."""
     label_weight: float = Field(0.0, ge=0)
-    """Weight of the mean of minus the label's calibrated log-probability."""
+    """Weight of the mean of minus the label's calibrated log-probability, beside the same."""
     diversity_weight: float = Field(0.0, ge=0)
-    """Weight of the mean similarity (cosine of word pairs) of two texts."""
+    """Weight of the mean similarity (cosine of word pairs) of two texts, beside the same."""
     exchange: bool = True
     """Exchange texts until no single exchange lowers the objective."""
     weights: bool = False
@@ -184,8 +186,8 @@ class _Set:
     def _objective(self, count: int, gg: _Sums, gt_QN: Tensor, penalty_N: Tensor, texts: _Sums | None) -> Tensor:
         """Of one set or of many, from sums over all members."""
         gg_QN = torch.maximum(gg.pairs_QN, _CANCELLED * gg.own_QN)
-        values_N = self.formula(gg_QN / count**2, gt_QN / count, self.candidates.target_Q.unsqueeze(1)).mean(0)
-        values_N = values_N + penalty_N / count
+        distance_QN = self.formula(gg_QN / count**2, gt_QN / count, self.candidates.target_Q.unsqueeze(1))
+        values_N = log_scale(distance_QN.mean(0)) + penalty_N / count
         if texts is not None and count > 1:
             values_N = values_N + (texts.pairs_QN - texts.own_QN)[0] / (count * (count - 1))
         return values_N
