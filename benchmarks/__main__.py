@@ -6,9 +6,9 @@ import argparse
 
 from rich.console import Console
 
-from benchmarks import anatomy, architectures, quality, speed
+from benchmarks import anatomy, architectures, optimizers, quality, speed
 
-TABLES = ["speed", "quality", "anatomy", "architectures"]
+TABLES = ["speed", "quality", "anatomy", "architectures", "optimizers"]
 
 
 def main() -> None:
@@ -32,6 +32,8 @@ def main() -> None:
         anatomy.table(console, arguments)
     if "architectures" in arguments.tables:
         architectures.table(console, arguments)
+    if "optimizers" in arguments.tables:
+        optimizers.table(console)
 
 
 if __name__ == "__main__":

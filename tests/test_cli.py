@@ -23,7 +23,7 @@ from gradmm.config import load_config
 from gradmm.data.sources import load_data
 from gradmm.progress import log
 
-VERBS = ("demo", "generate", "preview", "doctor")
+VERBS = ("demo", "generate", "preview", "doctor", "train", "evaluate")
 LINES = re.compile(r"(target|admm|measure): .*")  # all that stderr may hold
 SMALL = {
     "solver": "admm",

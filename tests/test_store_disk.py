@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import signal
+import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,56 @@ def test_a_folder_that_may_not_be_written_is_told_of() -> None:
             f"refused: the run folder {path} cannot be read: it is read-only or not yours .*", told
         )
         os.chmod(path, 0o755)
+
+
+# ---- folders in the folder
+
+
+def two_files(text: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        (path / "deep").mkdir()
+        (path / "a.txt").write_text(text)
+        (path / "deep" / "b.txt").write_text(text)
+
+    return write
+
+
+def test_a_folder_is_written_whole_or_not_at_all(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {FINGERPRINT, "model/a.txt", "model/deep/b.txt"}
+    assert folder.write_folder("model", two_files("old")) == folder.path / "model"
+    assert files(folder.path) == own
+    assert stat.S_IMODE((folder.path / "model").stat().st_mode) == 0o755
+
+    def failing_half(path: Path) -> None:
+        two_files("new")(path)
+        failing(errno.ENOSPC)
+
+    for name, broken in (("fsync", two_files("new")), (None, failing_half), ("replace", two_files("new"))):
+        with monkeypatch.context() as patch:
+            if name is not None:
+                patch.setattr(os, name, lambda *_: failing(errno.ENOSPC))
+            with pytest.raises(RunFolderError, match=r"written to \(model\): no space is left"):
+                folder.write_folder("model", broken)
+        assert not list(folder.path.glob(".model*"))
+        if name != "replace":  # the last moment, when the old one has made room
+            assert (folder.path / "model" / "deep" / "b.txt").read_text() == "old"
+    folder.write_folder("model", two_files("new"))
+    assert (folder.path / "model" / "deep" / "b.txt").read_text() == "new"
+    assert files(folder.path) == own
+
+
+def test_what_a_complete_run_has_is_of_its_kind(tmp_path: Path) -> None:
+    path, artefacts = tmp_path / "run", ("model/a.txt",)
+    with RunFolder(path, PRINT, artefacts=artefacts) as folder:
+        for name in ("config.yaml", "environment.json", "metrics.json"):
+            folder.write_text(name, "kept")
+        folder.write_folder("model", two_files("kept"))
+        folder.finish()
+    assert RunFolder(path, PRINT, artefacts=artefacts).is_complete
+    assert "(data/synthetic.jsonl is not in it)" in refusal(path, PRINT)
+    (path / "model" / "deep" / "b.txt").write_text("changed")
+    with pytest.raises(RunFolderError, match=r"model/deep/b\.txt is not as the run left it"):
+        RunFolder(path, PRINT, artefacts=artefacts)
 
 
 # ---- the folder goes while it is worked in

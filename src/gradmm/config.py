@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -32,6 +32,9 @@ from gradmm.solvers.selection import SelectionConfig
 from gradmm.yamlfiles import missing, read_mapping, read_value
 
 PACKAGED = Path(__file__).parent / "assets" / "configs"
+LongForms = dict[str, tuple[type, Callable[[Any], dict[str, Any]]]]
+"""Groups that may also be given as one value, of this type, and the group that it stands for."""
+OWN_TASK: LongForms = {"task": (str, lambda name: {})}
 
 
 def _check_counts(given: Any) -> Any:
@@ -167,8 +170,23 @@ def _check_listed(listed_texts: Mapping[str, int], label_names: Sequence[str]) -
         raise ConfigError(f"texts_per_class lists no number for {listed(missing)}; give one for every class")
 
 
-class RunConfig(GenerateConfig):
+class ConfigOfRun(BaseModel):
+    """What `load_config` knows of the settings of a run, whatever is run."""
+
+    long_forms: ClassVar[LongForms] = {}
+    """Of the groups that may be given as one value, so that a setting in them can be added to it."""
+    example: ClassVar[str] = "seed=1"
+    """What `--set` is like."""
+
+
+Config = TypeVar("Config", bound=ConfigOfRun)
+
+
+class RunConfig(GenerateConfig, ConfigOfRun):
     """A whole run: what is made, from what, with what."""
+
+    long_forms: ClassVar[LongForms] = OWN_TASK
+    example: ClassVar[str] = "admm.rho=0.5"
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -193,9 +211,20 @@ class RunConfig(GenerateConfig):
 def load_config(
     file: str | Path | None = None, overrides: Mapping[str, Any] = {}, sets: Sequence[str] = ()
 ) -> RunConfig:
+    """Reads the settings of a run of `generate`; as `load_settings`."""
+    return load_settings(RunConfig, file, overrides, sets)
+
+
+def load_settings(
+    model: type[Config],
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] = {},
+    sets: Sequence[str] = (),
+) -> Config:
     """Reads a run's settings.
 
     Args:
+        model: what is run.
         file: a YAML file, or the name of one that ships in the package (`paper`).
         overrides: dotted keys with values, from flags; None means not given.
         sets: `key=value` strings, values in YAML.
@@ -206,23 +235,28 @@ def load_config(
     tree = _read(file) if file is not None else {}
     for key, value in overrides.items():
         if value is not None:
-            _put(tree, key, value)
+            _put(tree, key, value, model.long_forms)
     for item in sets:
         key, equals, text = item.partition("=")
         if not equals:
-            raise ConfigError(f"--set {item!r} has no '='; write it as admm.rho=0.5")
-        _put(tree, key.strip(), read_value(text, f"--set {item!r}"))
-    return parse_config(tree)
+            raise ConfigError(f"--set {item!r} has no '='; write it as {model.example}")
+        _put(tree, key.strip(), read_value(text, f"--set {item!r}"), model.long_forms)
+    return parse_settings(model, tree)
 
 
-def parse_config(tree: Mapping[str, Any], model: type[RunConfig] = RunConfig) -> RunConfig:
+def parse_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Settings of a run of `generate` from nested mappings; as `parse_settings`."""
+    return parse_settings(RunConfig, tree)
+
+
+def parse_settings(model: type[Config], tree: Mapping[str, Any]) -> Config:
     """Settings from nested mappings, unknown keys named with the nearest known one.
 
     Raises:
         ConfigError: as above.
     """
     tree = _without_empty(model, tree)
-    _check_keys(model, tree, "")
+    _check_keys(model, tree, "", model)
     try:
         return model.model_validate(tree)
     except ValidationError as err:
@@ -264,14 +298,17 @@ def _read(file: str | Path) -> dict[str, Any]:
     return read_mapping(path, str(file))
 
 
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+def _put(tree: dict[str, Any], key: str, value: Any, long_forms: LongForms) -> None:
     *parents, last = key.split(".")
-    if parents == ["task"] and isinstance(tree.get("task"), str):
-        tree["task"] = {}
+    kind, group_of = long_forms.get(key.partition(".")[0], (None, None))
+    if parents and kind is not None and group_of is not None and isinstance(tree.get(parents[0]), kind):
+        tree[parents[0]] = group_of(tree[parents[0]])
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"{key!r}: {parent!r} is a value, not a group of settings")
+    if value is True and isinstance(tree.get(last), dict):
+        return  # a group that is there is on already
     tree[last] = value
 
 
@@ -281,20 +318,20 @@ def _without_empty(model: type[BaseModel], tree: Mapping[str, Any]) -> dict[str,
     return {key: value for key, value in tree.items() if value is not None or key not in groups}
 
 
-def _check_keys(model: type[BaseModel], tree: Mapping[str, Any], where: str) -> None:
+def _check_keys(model: type[BaseModel], tree: Mapping[str, Any], where: str, whole: type[BaseModel]) -> None:
     for key, value in tree.items():
         if key not in model.model_fields:
-            raise ConfigError(f"unknown setting {where + str(key)!r}{_meant(str(key), model)}")
+            raise ConfigError(f"unknown setting {where + str(key)!r}{_meant(str(key), model, whole)}")
         inner = _group(model.model_fields[key].annotation)
         if inner is not None and isinstance(value, dict):
-            _check_keys(inner, value, f"{where}{key}.")
+            _check_keys(inner, value, f"{where}{key}.", whole)
 
 
-def _meant(key: str, model: type[BaseModel]) -> str:
+def _meant(key: str, model: type[BaseModel], whole: type[BaseModel]) -> str:
     """What a key may have meant: one that is near in its group, else one of that name in another."""
     if closest(key, model.model_fields) is None:
-        groups = {name: _group(field.annotation) for name, field in RunConfig.model_fields.items()}
-        owners = {name: RunConfig if name == key else inner for name, inner in groups.items()}
+        groups = {name: _group(field.annotation) for name, field in whole.model_fields.items()}
+        owners = {name: whole if name == key else inner for name, inner in groups.items()}
         places = [
             name if name == key else f"{name}.{key}"
             for name, owner in owners.items()

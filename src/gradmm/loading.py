@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,9 +79,10 @@ def model_path(name: str) -> str:
     path = Path(
         os.path.expanduser(name)
     )  # unlike Path.expanduser it leaves the folder of an unknown user as it is
-    if name.startswith((".", "/", "~")) and not path.is_dir():
+    is_folder = os.path.isdir(path)  # `Path.is_dir` raises for a name that is too long
+    if name.startswith((".", "/", "~")) and not is_folder:
         raise ModelError(f"no model folder at {name!r}; give a folder with config.json, a Hub id, or 'demo'")
-    return str(path) if path.is_dir() else name
+    return str(path) if is_folder else name
 
 
 def load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
@@ -92,7 +94,7 @@ def load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     path = model_path(config.model_name_or_path)
-    is_folder = Path(path).is_dir()
+    is_folder = os.path.isdir(path)
     if is_folder:
         _check_folder(Path(path))
     shared = {
@@ -124,6 +126,14 @@ def load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
             "give a checkpoint of a whole causal LM"
         )
     return _moved(model, config.device), tokenizer
+
+
+def save_pretrained(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Writes a model and its tokenizer as transformers does, weights as safetensors, without a word."""
+    with _silent_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers about itself
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _check_folder(folder: Path) -> None:

@@ -15,6 +15,10 @@ import torch
 from gradmm.errors import OutOfMemoryError
 
 log = logging.getLogger("gradmm")
+_WOULD_FIT = (
+    "texts with fewer tokens (lengths.max_tokens, a shorter template or instruction), a body in half the bytes "
+    "(model.dtype bfloat16), a smaller model, or a device with more memory (model.device)"
+)
 Item = TypeVar("Item")
 Out = TypeVar("Out")
 
@@ -24,11 +28,12 @@ class BatchLimit:
 
     Args:
         size: texts to begin with, at least 1.
+        would_fit: what to do where a single text is too much, for messages.
     """
 
-    def __init__(self, size: int = 64) -> None:
+    def __init__(self, size: int = 64, would_fit: str = _WOULD_FIT) -> None:
         assert size >= 1, size
-        self.size = size
+        self.size, self._would_fit = size, would_fit
 
     def lower(self, error: BaseException, doing: str, texts: int | None = None) -> None:
         """Halves the limit because of an error; re-raises one that is not about memory.
@@ -47,8 +52,7 @@ class BatchLimit:
         if before == 1:
             raise OutOfMemoryError(
                 f"a single text does not fit into memory while {doing} ({_first_line(error)}); what would: "
-                "texts with fewer tokens (lengths.max_tokens, a shorter template or instruction), a body in half "
-                "the bytes (model.dtype bfloat16), a smaller model, or a device with more memory (model.device)"
+                f"{self._would_fit}"
             ) from error
         self.size = before // 2
         log.warning("out of memory with %d texts at once while %s: from here on %d", before, doing, self.size)

@@ -34,7 +34,7 @@ from gradmm.measures import SetMeasures, measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model
 from gradmm.progress import Reporter, Stage, log, logging_to
-from gradmm.result import TEXTS, Result, make_dataset, read_result, write_result
+from gradmm.result import Result, make_dataset, read_result, texts_of_run, write_result
 from gradmm.search import Found, Search, as_found
 from gradmm.store import LOG, Resume, RunFolder, as_json
 
@@ -223,8 +223,7 @@ class _Run:
 
 def _load_brought(name: str, task: Task) -> LabelledData:
     """Texts of a file or run that the user names as candidates, in the task's classes."""
-    made = Path(name).expanduser() / TEXTS
-    return load_data(made if made.is_file() else name, DataConfig(classes=task.label_names))
+    return load_data(texts_of_run(name) or name, DataConfig(classes=task.label_names))
 
 
 def _target_name(label: int) -> str:

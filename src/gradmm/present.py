@@ -5,7 +5,7 @@ Texts are data: never markup, never control codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,8 +15,11 @@ from rich.text import Text
 from gradmm.doctor import Finding
 from gradmm.errors import printable
 from gradmm.result import Result
+from gradmm.training.evaluate import Evaluation
+from gradmm.training_run import TrainResult
 
 _MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "fail": ("FAIL", "bold red")}
+_MOST_COLUMNS = 12
 _ROWS = {"synthetic": "synthetic texts", "real": "real rows", "lm": "LM samples"}
 
 
@@ -70,6 +73,51 @@ def show_result(console: Console, result: Result, per_class: int | None = None) 
     if result.run_dir is not None:
         console.print(Text(f"\nRun folder: {result.run_dir}"), soft_wrap=True)
         console.print(Text(f"Texts:      {result.run_dir / 'data' / 'synthetic.jsonl'}"), soft_wrap=True)
+
+
+def show_training(console: Console, result: TrainResult) -> None:
+    """What training changed on either split, which weights were kept and why, and where they are."""
+    metrics = result.metrics
+    table = Table(title="Before and after training", title_justify="left")
+    for column in ("split", "rows", "model", "accuracy", "macro-F1", "calibration error", "loss"):
+        table.add_column(column, justify="left" if column in ("split", "model") else "right")
+    for role in ("dev", "test"):
+        for when, found in (metrics[role] or {}).items():
+            figures = (f"{found['accuracy']:.1%}", f"{found['macro_f1']:.3f}", f"{found['calibration_error']:.3f}")
+            table.add_row(role, f"{found['rows']:,}", when, *figures, f"{found['loss']:.3f}")
+    if table.row_count:
+        console.print(table)
+    console.print(Text(_what_was_kept(metrics)), soft_wrap=True)
+    if result.run_dir is not None:
+        console.print(Text(f"Model: {result.run_dir / 'model'}"), soft_wrap=True)
+
+
+def _what_was_kept(metrics: dict[str, Any]) -> str:
+    steps = f"{metrics['steps']} steps" + (", stopped early" if metrics["stopped_early"] else "")
+    rows = f"{metrics['rows']['train']:,} rows"
+    if metrics["best_step"] is None:
+        why = " (no development split chose; --dev or --dev-fraction gives one)" if metrics["dev"] is None else ""
+        return f"Kept: the last weights of {steps} on {rows}{why}."
+    test = " The test split chose nothing." if metrics["test"] else ""
+    return f"Kept: the weights of step {metrics['best_step']}, best on dev, of {steps} on {rows}.{test}"
+
+
+def show_evaluation(console: Console, label_names: Sequence[str], found: Evaluation) -> None:
+    """Figures of a classifier, then class by class, with the confusion matrix if it is not too wide."""
+    figures = f"accuracy {found.accuracy:.1%}, macro-F1 {found.macro_f1:.3f}, loss {found.loss:.3f}"
+    console.print(Text(f"{found.rows:,} rows: {figures}, calibration error {found.calibration_error:.3f}"))
+    is_wide = len(label_names) > _MOST_COLUMNS
+    names = [printable(name) for name in label_names]
+    table = Table(title="Rows by class, and as what they were recognised", title_justify="left")
+    table.add_column("class")
+    for column in ("rows", "accuracy", *([] if is_wide else (f"as {name}" for name in names))):
+        table.add_column(Text(column), justify="right")
+    for name, share, counts in zip(names, found.class_accuracy, found.confusion, strict=True):
+        recall = "-" if share is None else f"{share:.1%}"
+        table.add_row(Text(name), f"{sum(counts):,}", recall, *([] if is_wide else (f"{n:,}" for n in counts)))
+    console.print(table)
+    if is_wide:
+        console.print(Text("The confusion matrix is too wide for a table; --json has it."))
 
 
 def show_findings(console: Console, findings: Iterable[Finding]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradmm.errors import DataError
 from gradmm.search import Written
-from gradmm.store import RunFolder, as_json
+from gradmm.store import FINGERPRINT, RunFolder, as_json
 
 TEXTS = "data/synthetic.parquet"  # within a run folder
 
@@ -77,6 +79,23 @@ def write_result(folder: RunFolder, dataset: datasets.Dataset, metrics: dict[str
     lines = (json.dumps(as_json(row), ensure_ascii=False) + "\n" for row in dataset)
     folder.write_text("data/synthetic.jsonl", "".join(lines))
     folder.write_json("metrics.json", metrics)
+
+
+def texts_of_run(name: str | Path) -> Path | None:
+    """The texts in the folder of a run; None if it is no such folder.
+
+    Raises:
+        DataError: if the run has written none.
+    """
+    folder = Path(os.path.expanduser(name))
+    if not os.path.isfile(folder / FINGERPRINT):  # which `Path.is_file` raises for, if the name is too long
+        return None
+    if not (folder / TEXTS).is_file():
+        raise DataError(
+            f"{folder} is the folder of a run that holds no texts ({TEXTS}); let `gradmm generate` end there "
+            "first, or give another source"
+        )
+    return folder / TEXTS
 
 
 def read_result(folder: RunFolder) -> Result:

@@ -1,13 +1,14 @@
 """The run folder: what a run leaves behind, written so that a kill at any moment loses nothing.
 
     fingerprint.json  config.yaml  environment.json  metrics.json  run.log
-    data/synthetic.parquet  data/synthetic.jsonl
+    data/synthetic.parquet  data/synthetic.jsonl    of `generate`
+    model/                                          of `train`
     SHA256SUMS   of all of these but the log; written last, so a folder that has it is complete
     state/       lock and checkpoints of an unfinished run; removed when it is done
 
-Every file is written beside its place and moved there whole. Checkpoints carry a checksum of their own. A run
-belongs to its fingerprint (settings, data, model): another run does not continue in its folder, and no second
-process works in it.
+Every file, and `model/`, is written beside its place and moved there whole. Checkpoints carry a checksum of their
+own. A run belongs to its fingerprint (settings, data, model): another run does not continue in its folder, and no
+second process works in it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -36,7 +37,8 @@ from gradmm.locking import LOCK, OWNER, RunLock
 
 log = logging.getLogger("gradmm")
 FINGERPRINT, SUMS, LOG, STATE = "fingerprint.json", "SHA256SUMS", "run.log", "state"
-_PRESENT = ("config.yaml", "data/synthetic.jsonl", "data/synthetic.parquet", "environment.json", "metrics.json")
+_ALWAYS = ("config.yaml", "environment.json", "metrics.json")
+_TEXTS = ("data/synthetic.jsonl", "data/synthetic.parquet")
 _TEMPORARY = ".tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -53,14 +55,22 @@ class RunFolder:
         fingerprint: what the run's results depend on.
         resume: whether a run that is there already is gone on with. `never` takes a new or empty folder alone,
             `always` one that holds a run alone.
+        artefacts: what a complete run of this kind has beside its settings, environment and metrics.
 
     Raises:
         RunFolderError: if the folder holds another run, a damaged one or something else, is in use by another
             process, cannot be written, or is not what `resume` asks for.
     """
 
-    def __init__(self, path: str | Path, fingerprint: Mapping[str, Any], resume: Resume = "if_possible") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        fingerprint: Mapping[str, Any],
+        resume: Resume = "if_possible",
+        artefacts: Sequence[str] = _TEXTS,
+    ) -> None:
         self.path = Path(os.path.expanduser(path))
+        self._present = (*_ALWAYS, *artefacts, FINGERPRINT)
         self._lock: RunLock | None = None
         self._sums: dict[str, str] = {}
         wanted = json.loads(json.dumps(fingerprint))
@@ -118,8 +128,8 @@ class RunFolder:
             with _explained(self.path, "made"):
                 (self.path / STATE).mkdir(parents=True, exist_ok=True)
                 self._lock = RunLock(self.path / STATE, self.path)
-                for left in self.path.rglob(f".*{_TEMPORARY}"):  # by a process that was killed
-                    left.unlink(missing_ok=True)
+                for left in list(self.path.rglob(f".*{_TEMPORARY}")):  # by a process that was killed
+                    _remove(left)
         except RunFolderError:
             if not self.is_complete:  # if it is, whoever held it has ended the run and is tidying up
                 raise
@@ -175,15 +185,35 @@ class RunFolder:
             os.close(handle)
             try:
                 write(Path(temporary))
-                with open(temporary, "rb+") as file:  # Windows flushes what is open for writing alone
-                    os.fsync(file.fileno())
-                os.chmod(temporary, 0o644)
-                digest = _sha256(Path(temporary))
+                digest = _settled(Path(temporary))
                 os.replace(temporary, target)
                 self._sums[name] = digest
             except BaseException:
                 with suppress(OSError):  # why it failed is what counts
                     os.unlink(temporary)
+                raise
+        return target
+
+    def write_folder(self, name: str, write: Callable[[Path], object]) -> Path:
+        """Calls `write` with the path of an empty folder, then moves the folder to its place in one step.
+
+        Raises:
+            RunFolderError: as `write`.
+        """
+        target = self.path / name
+        with _explained(self.path, f"written to ({name})"):
+            self._check_held()
+            temporary = Path(tempfile.mkdtemp(dir=self.path, prefix=f".{name}.", suffix=_TEMPORARY))
+            try:
+                write(temporary)
+                files = sorted(path for path in temporary.rglob("*") if path.is_file())
+                sums = {(Path(name) / path.relative_to(temporary)).as_posix(): _settled(path) for path in files}
+                os.chmod(temporary, 0o755)
+                _remove(target)  # of a process that was killed just after this
+                os.replace(temporary, target)
+                self._sums |= sums
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)  # why it failed is what counts
                 raise
         return target
 
@@ -272,7 +302,7 @@ class RunFolder:
             sums[match[2]] = match[1]
         if lines[-1]:
             raise self._damaged(path, f"it ends with {lines[-1][:100]!r}")
-        for name in (*_PRESENT, FINGERPRINT):
+        for name in self._present:
             if name not in sums:
                 raise self._damaged(path, f"{name} is not in it")
         return sums
@@ -323,6 +353,22 @@ def _is_inside(name: str) -> bool:
     """Whether a name is that of a file within the folder, on every system."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and not set(name) & {"\\", ":"}
+
+
+def _remove(path: Path) -> None:
+    """A file, or a folder with all in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _settled(path: Path) -> str:
+    """Flushes a file to the disk, lets everybody read it, and gives its checksum."""
+    with path.open("rb+") as file:  # Windows flushes what is open for writing alone
+        os.fsync(file.fileno())
+    os.chmod(path, 0o644)
+    return _sha256(path)
 
 
 def _sha256(path: Path) -> str:
