@@ -5,6 +5,9 @@
                          "eager")` has attention that can be differentiated twice; do not change its weights
 `each_tiny_lm`           runs a test once for every kind
 `tiny_task(lm, ...)`     a `BoundTask` in a model's tokens
+`tiny_folder`            the random model "gpt2" as `save_pretrained` writes it
+`own_folder`             puts a test into an empty folder, without wishes for colours
+`run(*words)`            the command line, in this process (`command_line.run`)
 """
 
 from __future__ import annotations
@@ -15,12 +18,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a Hugging Face lib
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+import command_line
 import gradmm
+from command_line import Run
 from gradmm.data.task import BoundTask, Task
 from gradmm.models import LanguageModel
 from tiny_models import KINDS, WITH_BOS, make_model, make_tokenizer
@@ -30,6 +36,18 @@ settings.register_profile("gradmm", deadline=None)  # a busy machine is no failu
 settings.load_profile("gradmm")
 
 TinyLM = Callable[..., LanguageModel]
+LONGEST = ("test_kill", "test_cli", "test_architectures", "test_bad_inputs", "test_search", "test_pipeline")
+"""The files that take longest: they come first, lest one process be left with one of them at the end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # it would put files of few tests, however long, at the end
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +84,27 @@ def tiny_task() -> Callable[..., BoundTask]:
         )
 
     return bind
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_lm: TinyLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    lm = tiny_lm("gpt2")
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("FORCE_COLOR", "NO_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    return command_line.run
 
 
 def _tiny_lm(kind: str, attn: str | None = None) -> LanguageModel:

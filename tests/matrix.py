@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,6 +14,8 @@ import gradmm
 import oracles
 from gradmm.config import GenerateConfig
 from gradmm.continuation import find_cache
+from gradmm.data.rows import LabelledData
+from gradmm.data.sources import load_data
 from gradmm.data.task import BoundTask, Task
 from gradmm.decoding import PromptCache, decode
 from gradmm.gradients.factors import inner_dense, label_factors
@@ -35,9 +38,9 @@ ROWS = [
     *[(f"What a story, what an end {n}!", 2) for n in range(3)],
 ]
 TINY = {
-    **{"solver": "admm", "texts_per_class": 2, "block_size": 2, "initial": {"candidates": 2}, "references": False},
-    **{"admm": {"n_outer": 1, "n_inner": 2}, "projection": {"end_sentence": False}},
-    "lengths": {"distribution": "uniform", "min_tokens": 3, "max_tokens": 6},
+    **{"solver": "admm", "texts_per_class": 2, "block_size": 2, "initial": {"candidates": 1}, "references": False},
+    **{"admm": {"n_outer": 1, "n_inner": 1}, "projection": {"end_sentence": False}},
+    "lengths": {"distribution": "uniform", "min_tokens": 3, "max_tokens": 4},
 }
 
 
@@ -171,7 +174,12 @@ def without_cache(lm: LanguageModel, prompts: list[list[int]]) -> PromptCache:
 
 def generate(lm: LanguageModel) -> Result:
     """A whole run, as small as can be."""
-    return gradmm.generate(lm, TASK, ROWS, GenerateConfig.model_validate(TINY))
+    return gradmm.generate(lm, TASK, _rows(), GenerateConfig.model_validate(TINY))
+
+
+@cache
+def _rows() -> LabelledData:
+    return load_data(ROWS)
 
 
 def comes_back(lm: LanguageModel, folder: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from functools import cache
 
 import pytest
 import torch
@@ -24,15 +25,27 @@ from tiny_models import KINDS, WITH_BIAS, WITHOUT_CACHE, WITHOUT_DOUBLE_BACKWARD
 PROMPTS = [[40, 7, 9, 30], [5, 6, 7, 8, 9, 10, 11], [3], [30, 9, 7, 40]]  # lengths 4, 7, 1 and 4: three groups
 
 
+TEMPLATE = "A story: {text}\nIt"
+
+
 @pytest.fixture(params=KINDS)
 def kind(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def prompts(tiny_lm):
+    """`prompts(kind)`: the prompts, as a model has read them."""
+    return cache(lambda kind: PromptCache(tiny_lm(kind), PROMPTS))
+
+
 # ---- the gradient of the head
 
 
-@pytest.mark.parametrize("template", ["{text} It was", "A story: {text}\nIt"])
+@pytest.mark.parametrize(
+    ("kind", "template"),
+    [*((kind, TEMPLATE) for kind in KINDS), ("gpt2", "{text} It was"), ("llama", "{text} It was")],
+)
 def test_closed_form_is_autograd(tiny_lm, tiny_task, kind, template):
     lm = tiny_lm(kind)
     task = tiny_task(lm, matrix.MIXED, template)
@@ -61,31 +74,31 @@ def test_one_backward_pass_is_the_slope_of_the_oracle(tiny_lm, tiny_task, kind):
 # ---- decoding
 
 
-def test_cached_projection_is_uncached_projection(tiny_lm, kind):
+def test_cached_projection_is_uncached_projection(tiny_lm, prompts, kind):
     lm, lengths, labels = tiny_lm(kind), [5, 2, 4, 5], [1, 0, 2, 3]
     noise = torch.randn(4, 5, lm.embeddings_VE.shape[1], generator=torch.Generator().manual_seed(0))
     vectors = noise * lm.embeddings_VE.std()
     allowed_V = torch.arange(lm.vocab_size) % 3 > 0
     config = ProjectionConfig(nearness=0.5)
-    projector = Projector(PromptCache(lm, PROMPTS), lm.embeddings_VE, Vocabulary(allowed_V, None, None), config)
+    projector = Projector(prompts(kind), lm.embeddings_VE, Vocabulary(allowed_V, None, None), config)
     fast = projector(vectors, torch.tensor(lengths), torch.tensor(labels))
     slow = project_slowly(lm, PROMPTS, vectors, lengths, labels, config, allowed_V)
     assert [row[:length] for row, length in zip(fast.tolist(), lengths, strict=True)] == slow
 
 
-def test_cached_sampling_is_uncached_sampling(tiny_lm, kind):
+def test_cached_sampling_is_uncached_sampling(tiny_lm, prompts, kind):
     lm, labels = tiny_lm(kind), [2, 1, 0, 3, 0]
     allowed_V = torch.arange(lm.vocab_size) % 3 > 0
     draw = torch.Generator().manual_seed(0)
-    fast = sample(PromptCache(lm, PROMPTS), torch.tensor(labels), 6, allowed_V, draw, 0.7, 0.8)
-    uniform_NT = torch.rand(5, 6, generator=torch.Generator().manual_seed(0)).tolist()
+    fast = sample(prompts(kind), torch.tensor(labels), 4, allowed_V, draw, 0.7, 0.8)
+    uniform_NT = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)).tolist()
 
     def slowly(t, row, logits):
         weights = torch.softmax(logits.double() / 0.7, -1) * allowed_V
         token = draw_slowly((weights / weights.sum()).tolist(), uniform_NT[row][t], 0.8)
         return token, token
 
-    assert fast.tolist() == decode_slowly(lm, PROMPTS, labels, 6, slowly)
+    assert fast.tolist() == decode_slowly(lm, PROMPTS, labels, 4, slowly)
 
 
 def test_a_cache_is_used_where_it_is_right_and_its_absence_is_said_once(tiny_lm, kind, caplog):

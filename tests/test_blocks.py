@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gradmm.blocks import BlockRunner, plan_blocks
-from gradmm.seeds import make_generator
 from gradmm.config import GenerateConfig
 from gradmm.gradients.target import compute_target
+from gradmm.seeds import make_generator
 from gradmm.solvers.admm import AdmmConfig
 from gradmm.solvers.initial import InitialConfig, LengthConfig
 from gradmm.solvers.matching import GradientMatching
@@ -47,14 +47,24 @@ class FakeStage:
 
 
 @pytest.fixture(scope="module")
-def target(demo_lm, demo_task):
-    return compute_target(demo_lm, demo_task, [[own] for own in ROWS])
+def lm(tiny_lm):
+    return tiny_lm("gpt2")
 
 
 @pytest.fixture(scope="module")
-def go(demo_lm, demo_task, target):
+def task(lm, tiny_task):
+    return tiny_task(lm)
+
+
+@pytest.fixture(scope="module")
+def target(lm, task):
+    return compute_target(lm, task, [[own] for own in ROWS])
+
+
+@pytest.fixture(scope="module")
+def go(lm, task, target):
     def run(path, config=TINY, stage=None):
-        runner = BlockRunner(demo_lm, demo_task, config)
+        runner = BlockRunner(lm, task, config)
         return runner.run(target, RunFolder(path, {"run": 1}), stage or FakeStage())
 
     return run
@@ -99,34 +109,34 @@ def test_blocks_are_as_few_and_as_equal_as_possible(counts, block_size, sizes):
     assert [(block.size, block.label) for block in plan_blocks(counts, block_size)] == sizes
 
 
-def test_steps_are_those_of_all_blocks(demo_lm, demo_task):
-    runner = BlockRunner(demo_lm, demo_task, config(block_size=3), counts=(7, 2))
+def test_steps_are_those_of_all_blocks(lm, task):
+    runner = BlockRunner(lm, task, config(block_size=3), counts=(7, 2))
     assert runner.steps == (3 + 1) * 3
 
 
-def test_every_class_gets_its_own_number_of_texts(demo_lm, demo_task, target, tmp_path):
-    runner = BlockRunner(demo_lm, demo_task, config(block_size=3), counts=(5, 1))
+def test_every_class_gets_its_own_number_of_texts(lm, task, target, tmp_path):
+    runner = BlockRunner(lm, task, config(block_size=3), counts=(5, 1))
     made = runner.run(target, RunFolder(tmp_path / "run", {}), FakeStage())
     assert [len(own) for own in made.texts] == [5, 1]
     assert [(stop["first_block"], stop["blocks"]) for stop in made.stops] == [(0, 1), (1, 1), (2, 1)]
     assert [len(own) for own in runner.sample_texts("plain")] == [5, 1]
 
 
-def test_progress_adds_up_to_all_steps(go, tmp_path, demo_lm, demo_task):
+def test_progress_adds_up_to_all_steps(go, tmp_path, lm, task):
     for name, settings in {"all": TINY, "stalled": admm(n_outer=4, learning_rate=1e-6, patience=1)}.items():
         stage = FakeStage()
         made = go(tmp_path / name, settings, stage)
-        assert sum(stage.calls) == BlockRunner(demo_lm, demo_task, settings).steps
+        assert sum(stage.calls) == BlockRunner(lm, task, settings).steps
         assert {stop["reason"] for stop in made.stops} == {"max_outer" if name == "all" else "stalled"}
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 6])
-def test_an_interrupted_run_ends_as_if_nothing_had_happened(go, whole, tmp_path, at, demo_lm, demo_task):
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(go, whole, tmp_path, at, lm, task):
     with pytest.raises(InterruptedRunError):
         go(tmp_path / "run", stage=FakeStage(raise_at=at))
     stage = FakeStage()
     assert as_bytes(go(tmp_path / "run", stage=stage)) == as_bytes(whole)
-    assert sum(stage.calls) == BlockRunner(demo_lm, demo_task, TINY).steps
+    assert sum(stage.calls) == BlockRunner(lm, task, TINY).steps
 
 
 def test_an_interrupted_run_does_not_repeat_what_was_done(go, tmp_path):
@@ -158,15 +168,15 @@ def test_the_batch_size_does_not_change_what_is_made(go, whole, tmp_path, size):
         assert mean(made.trace, name) == pytest.approx(mean(whole.trace, name), abs=1e-4)
 
 
-def test_the_texts_are_those_of_the_best_iterate(go, tmp_path, demo_lm, demo_task, target, monkeypatch):
+def test_the_texts_are_those_of_the_best_iterate(go, tmp_path, lm, task, target, monkeypatch):
     calls = iter(range(100))
     score = lambda self, codes: torch.full((len(codes),), float(next(calls)))  # noqa: E731
     monkeypatch.setattr(GradientMatching, "score", score)  # the start is the best that there will be
     made = go(tmp_path / "run", config(texts_per_class=2))
-    runner = BlockRunner(demo_lm, demo_task, config(texts_per_class=2))
+    runner = BlockRunner(lm, task, config(texts_per_class=2))
     starts = [runner._start(target, block) for block in range(2)]
     rows = [zip(s.codes_KBT[0].tolist(), s.lengths_KB[0].tolist(), strict=True) for s in starts]
-    assert made.texts == [[demo_task.decode(row[:length]) for row, length in block] for block in rows]
+    assert made.texts == [[task.decode(row[:length]) for row, length in block] for block in rows]
     assert made.trace[-1]["text"] > made.trace[-1]["best"] == 0
 
 
@@ -177,37 +187,32 @@ def test_when_a_block_stops_does_not_depend_on_the_batch_size(go, tmp_path):
     assert alone.texts == together.texts
 
 
-def starts_of(demo_lm, demo_task, target, settings):
-    runner = BlockRunner(demo_lm, demo_task, settings)
+def starts_of(lm, task, target, settings):
+    runner = BlockRunner(lm, task, settings)
     return [runner._start(target, block) for block in range(len(runner.plan))]
 
 
 @pytest.mark.parametrize("source", ["lm", "random"])
-def test_a_starting_point_depends_on_the_blocks_number_alone(demo_lm, demo_task, target, source):
+def test_a_starting_point_depends_on_the_blocks_number_alone(lm, task, target, source):
     initial = InitialConfig(source=source, candidates=3)
-    found = [
-        starts_of(demo_lm, demo_task, target, config(initial=initial, per_device_batch_size=size))
-        for size in (2, 64)
-    ]
+    found = [starts_of(lm, task, target, config(initial=initial, per_device_batch_size=size)) for size in (2, 64)]
     for mine, other in zip(*found, strict=True):
         assert torch.equal(mine.x_KBTE, other.x_KBTE)
         assert torch.equal(mine.lengths_KB, other.lengths_KB)
-    runner = BlockRunner(demo_lm, demo_task, config(initial=initial))
+    runner = BlockRunner(lm, task, config(initial=initial))
     assert torch.equal(runner._start(target, 2).x_KBTE, found[0][2].x_KBTE), "nothing was drawn before it"
     assert len({tuple(start.x_KBTE.flatten()[:8].tolist()) for start in found[0]}) == 4
 
 
 @pytest.mark.parametrize("source", ["lm", "random"])
-def test_the_best_of_several_blocks_is_kept(demo_lm, demo_task, target, source):
+def test_the_best_of_several_blocks_is_kept(lm, task, target, source):
     settings = config(initial=InitialConfig(source=source, candidates=5))
-    runner = BlockRunner(demo_lm, demo_task, settings)
+    runner = BlockRunner(lm, task, settings)
     for block in (0, 3):
         label, draws = runner.plan[block].label, runner._draw(block)
         values = []
         for draw in draws:
-            problem = GradientMatching(
-                demo_lm, demo_task, target, settings.distance, None, [label], draw.lengths_KB
-            )
+            problem = GradientMatching(lm, task, target, settings.distance, None, [label], draw.lengths_KB)
             values.append(float(problem.objective(draw.x_KBTE)))
         lowest = min(range(5), key=values.__getitem__)
         start = runner._start(target, block)
@@ -224,8 +229,8 @@ def test_generators_differ_by_seed_and_purpose_alone():
     assert len({first(0, "initial", 1), first(0, "initial", 2), first(1, "initial", 1), first(0, "other", 1)}) == 4
 
 
-def test_plain_samples_are_per_class_and_reproducible(demo_lm, demo_task):
-    runner = BlockRunner(demo_lm, demo_task, TINY, counts=(4, 2))
+def test_plain_samples_are_per_class_and_reproducible(lm, task):
+    runner = BlockRunner(lm, task, TINY, counts=(4, 2))
     texts = runner.sample_texts("reference")
     assert [len(own) for own in texts] == [4, 2]
     assert len({text for own in texts for text in own}) == 6

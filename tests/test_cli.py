@@ -10,20 +10,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 import gradmm
+from command_line import Outcome, Run
 from gradmm import cli
 from gradmm.config import load_config
-from gradmm.data.sources import load_data
-from gradmm.progress import log
 
-VERBS = ("demo", "generate", "preview", "doctor", "train", "evaluate")
+pytestmark = pytest.mark.usefixtures("own_folder")
+VERBS = ("demo", "generate", "preview", "doctor", "train", "evaluate", "compare")
 LINES = re.compile(r"(target|admm|measure): .*")  # all that stderr may hold
 SMALL = {
     "solver": "admm",
@@ -34,55 +32,20 @@ SMALL = {
     "lengths.max_tokens": 7,
 }
 SETS = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+OUTER = 60  # iterations, of which Control-C falls into the first
 DATA_FILES = ("data/synthetic.jsonl", "data/synthetic.parquet")
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads(1)
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    for name in ("FORCE_COLOR", "NO_COLOR", "COLORTERM"):
-        monkeypatch.delenv(name, raising=False)
-    level, handlers = log.level, list(log.handlers)
-    yield
-    log.setLevel(level)
-    log.handlers[:] = handlers
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The entry point, in this process."""
-
-    def call(*args: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["gradmm", *args])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return Outcome(int(caught.value.code or 0), *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten rows of the demo, as JSON lines with columns of their own and the classes' names."""
-    path, rows = tmp_path_factory.mktemp("small") / "rows.jsonl", load_data("demo").sample(5, 0)
-    lines = [{"review": row["text"], "mood": rows.label_names[row["label"]]} for row in rows.rows]
+    """Ten rows, as JSON lines with columns of their own and the classes' names."""
+    path = tmp_path_factory.mktemp("small") / "rows.jsonl"
+    words = {"negative": "bad", "positive": "great"}
+    lines = [
+        {"review": f"The film is {word}, a story {n}.", "mood": mood}
+        for n in range(5)
+        for mood, word in words.items()
+    ]
     path.write_text("\n".join(map(json.dumps, lines)))
     return path
 
@@ -90,6 +53,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def data(small: Path) -> list[str]:
     return ["--data", str(small), "--text-column", "review", "--label-column", "mood"]
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path) -> list[str]:
+    return ["--model", str(tiny_folder)]
 
 
 def texts_in(folder: str | Path) -> list[str]:
@@ -182,8 +150,8 @@ def test_a_folder_of_something_else_ends_with_1(run: Run, data: list[str], tmp_p
 # ---- generate
 
 
-def test_generate_from_flags_alone(run: Run, data: list[str], tmp_path: Path) -> None:
-    flags = ["--model", "demo", "--task", "sst2", "--texts-per-class", "12", "--seed", "3", *data, *SETS]
+def test_generate_from_flags_alone(run: Run, data: list[str], tiny: list[str], tmp_path: Path) -> None:
+    flags = [*tiny, "--task", "sst2", "--texts-per-class", "12", "--seed", "3", *data, *SETS]
     outcome = run("generate", *flags, "-o", "a")
     assert outcome.code == 0
     assert outcome.err.splitlines()[0] == "target: 10 rows"
@@ -196,7 +164,7 @@ def test_generate_from_flags_alone(run: Run, data: list[str], tmp_path: Path) ->
     assert lines[-3:] == ["Run folder: a", "Texts:      a/data/synthetic.jsonl", ""]
     assert "\x1b" not in outcome.out + outcome.err
     config = load_config("a/config.yaml")
-    assert (config.seed, config.texts_per_class, config.model.model_name_or_path) == (3, 12, "demo")
+    assert (config.seed, config.texts_per_class, config.model.model_name_or_path) == (3, 12, tiny[1])
 
     # The run folder's own settings make the same run again, here without a word on stderr.
     again = run("generate", "--config", "a/config.yaml", "-o", "b", "--quiet")
@@ -206,21 +174,21 @@ def test_generate_from_flags_alone(run: Run, data: list[str], tmp_path: Path) ->
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_generate_from_a_file_flags_and_set(run: Run, small: Path) -> None:
+def test_generate_from_a_file_flags_and_set(run: Run, small: Path, tiny: list[str]) -> None:
     columns = f"dataset: {small}, text_column: review, label_column: mood"
     lines = [f"data: {{{columns}}}", "seed: 7", "texts_per_class: 9", "references: false", "admm: {n_outer: 50}"]
     Path("run.yaml").write_text("\n".join(lines))
-    assert run("generate", "-c", "run.yaml", "-n", "2", "-t", "sst2", *SETS, "-o", "a", "-q").code == 0
+    assert run("generate", "-c", "run.yaml", "-n", "2", "-t", "sst2", *tiny, *SETS, "-o", "a", "-q").code == 0
     config = load_config("a/config.yaml")
     assert (config.seed, config.texts_per_class, config.admm.n_outer) == (7, 2, 2)
     assert len(texts_in("a")) == 4
     assert json.loads(Path("a/metrics.json").read_text())["references"] == {}
 
 
-def test_generate_with_a_task_of_ones_own(run: Run, data: list[str]) -> None:
+def test_generate_with_a_task_of_ones_own(run: Run, data: list[str], tiny: list[str]) -> None:
     words = ["--verbaliser", "positive= wonderful", "--verbaliser", "negative= a = b"]
     template = "Review: {text} All in all:"
-    outcome = run("generate", "--template", template, *words, *data, "-n", "2", *SETS, "-o", "a", "-q")
+    outcome = run("generate", "--template", template, *words, *data, *tiny, "-n", "2", *SETS, "-o", "a", "-q")
     assert (outcome.code, outcome.err) == (0, "")
     task = load_config("a/config.yaml").resolve_task(("negative", "positive"))
     assert (task.template, task.verbalisers) == (template, (" a = b", " wonderful"))
@@ -239,7 +207,7 @@ def test_generate_with_verbalisers_for_other_classes(run: Run, data: list[str]) 
 
 
 @pytest.fixture
-def moods(tmp_path: Path) -> list[str]:
+def moods(tiny: list[str], tmp_path: Path) -> list[str]:
     """Three classes of unequal size."""
     counts = {"sadness": 6, "joy": 3, "fear": 3}
     rows = [
@@ -248,7 +216,7 @@ def moods(tmp_path: Path) -> list[str]:
         for n in range(count)
     ]
     (tmp_path / "moods.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return ["--data", "moods.jsonl", "--template", "{text} I feel", *SETS, "-q"]
+    return ["--data", "moods.jsonl", "--template", "{text} I feel", *tiny, *SETS, "-q"]
 
 
 @pytest.mark.parametrize(
@@ -293,8 +261,8 @@ def test_counts_and_types_that_cannot_be_meant(flags: list[str], told: str, run:
     assert not Path("a").exists()
 
 
-def test_resume_says_whether_a_run_is_gone_on_with(run: Run, data: list[str]) -> None:
-    flags = ["generate", *data, "-n", "1", *SETS, "-o", "a", "-q", "--resume"]
+def test_resume_says_whether_a_run_is_gone_on_with(run: Run, data: list[str], tiny: list[str]) -> None:
+    flags = ["generate", *data, *tiny, "-n", "1", *SETS, "-o", "a", "-q", "--resume"]
     told = "a holds no run and resume is 'always'; give the folder of one, or resume 'if_possible'"
     refused(run, 1, told, *flags, "always")
     assert run(*flags, "never").code == 0
@@ -304,9 +272,9 @@ def test_resume_says_whether_a_run_is_gone_on_with(run: Run, data: list[str]) ->
     assert run(*flags, "perhaps").code == 2
 
 
-def test_type_device_and_attention_are_flags(run: Run, data: list[str]) -> None:
+def test_type_device_and_attention_are_flags(run: Run, data: list[str], tiny: list[str]) -> None:
     flags = ["--dtype", "bfloat16", "--device", "cpu", "--attn-implementation", "eager"]
-    assert run("generate", *data, *flags, "-n", "1", *SETS, "-o", "a", "-q").code == 0
+    assert run("generate", *data, *tiny, *flags, "-n", "1", *SETS, "-o", "a", "-q").code == 0
     model = load_config("a/config.yaml").model
     assert (model.dtype, model.device, model.attn_implementation) == ("bfloat16", "cpu", "eager")
 
@@ -421,28 +389,30 @@ class Interrupted(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def interrupted(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
-    """A run that gets SIGINT in the middle, and the same command again."""
+def interrupted(run: Run, small: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    """A run that gets SIGINT in the middle, and the same command again, that one in this process."""
     folder = tmp_path_factory.mktemp("interrupted") / "run"
     # The handler explicitly: a shell that starts the tests in the background has SIGINT ignored.
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from gradmm.cli import main; main()"
     )
-    args = ["--task", "sst2", "--data", str(small), "--text-column", "review", "--label-column", "mood"]
-    command = [sys.executable, "-c", program, "generate", *args, "-n", "2", *SETS, "-s", "admm.n_outer=12"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    process = subprocess.Popen([*command, "-o", str(folder)], **pipes)
+    flags = ["--text-column", "review", "--label-column", "mood", "--task", "sst2", "-n", "2"]
+    flags += ["--data", str(small), "--model", str(tiny_folder), "--set", f"admm.n_outer={OUTER}"]
+    words = ["generate", *SETS, *flags, "--output-dir", str(folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     while process.poll() is None and not list(folder.glob("state/admm-*.safetensors")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     left = {path.name.split("-")[0] for path in (folder / "state").glob("*.safetensors")}
-    done = subprocess.run([*command, "-o", str(folder)], **pipes, timeout=300, check=False)
-    return Interrupted(
-        folder, Outcome(process.returncode, out, err), left, Outcome(done.returncode, done.stdout, done.stderr)
-    )
+    return Interrupted(folder, Outcome(process.returncode, out, err), left, run(*words))
 
 
 def test_control_c_ends_with_130(interrupted: Interrupted) -> None:
@@ -468,7 +438,7 @@ def test_the_same_command_goes_on_and_ends(interrupted: Interrupted) -> None:
         "positive",
         *[f"  {t}" for t in texts[2:]],
     ]
-    assert json.loads((interrupted.folder / "metrics.json").read_text())["trace"][-1]["outer"] == 12
+    assert json.loads((interrupted.folder / "metrics.json").read_text())["trace"][-1]["outer"] == OUTER
     assert not (interrupted.folder / "state").exists()
     log_lines = (interrupted.folder / "run.log").read_text().splitlines()
     assert [line.split()[1] for line in log_lines if "done in" in line] == ["target:", "admm:", "measure:"]

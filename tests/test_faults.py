@@ -9,12 +9,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gradmm.config import RunConfig
+from gradmm.data.sources import load_data
 from gradmm.errors import RunFolderError
 from gradmm.pipeline import generate
 from gradmm.progress import Reporter, Stage
@@ -40,10 +42,12 @@ SMALL = {
     "initial": {"candidates": 1},
     "solver": "admm",
     "admm": {"n_outer": 2, "n_inner": 1, "relative_tolerance": 0},
-    "lengths": {"distribution": "uniform", "min_tokens": 3, "max_tokens": 6},
+    "lengths": {"distribution": "uniform", "min_tokens": 3, "max_tokens": 5},
+    "references": False,
 }
 
 Go = Callable[..., Result]
+Begun = Callable[[int], Path]
 
 
 class Meddling(Reporter):
@@ -68,8 +72,10 @@ def interrupt() -> None:
 
 @pytest.fixture(scope="module")
 def go(tiny_lm: Any) -> Go:
+    data = load_data(ROWS)
+
     def run(
-        folder: Path, reporter: Reporter | None = None, rows: Any = ROWS, kind: str = "gpt2", **changes: Any
+        folder: Path, reporter: Reporter | None = None, rows: Any = data, kind: str = "gpt2", **changes: Any
     ) -> Result:
         config = RunConfig.model_validate({**SMALL, **changes})
         return generate(tiny_lm(kind), "sst2", rows, config, folder, reporter)
@@ -83,6 +89,29 @@ def whole(go: Go, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     go(folder)
     return folder
+
+
+@pytest.fixture
+def begun(unfinished: Begun, tmp_path: Path) -> Begun:
+    """`begun(advances)`: the folder of a run that was interrupted then."""
+    return lambda advances: shutil.copytree(unfinished(advances), tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def unfinished(go: Go, tmp_path_factory: pytest.TempPathFactory) -> Begun:
+    @cache
+    def make(advances: int) -> Path:
+        folder = tmp_path_factory.mktemp("unfinished") / "run"
+        with pytest.raises(KeyboardInterrupt):
+            go(folder, Meddling(advances, interrupt))
+        return folder
+
+    return make
+
+
+@pytest.fixture(params=["interrupted", "ended"])
+def run_folder(request: pytest.FixtureRequest, begun: Begun, whole: Path, tmp_path: Path) -> Path:
+    return begun(5) if request.param == "interrupted" else shutil.copytree(whole, tmp_path / "run")
 
 
 def files(folder: Path) -> set[str]:
@@ -104,9 +133,7 @@ def same(folder: Path, whole: Path) -> bool:
 
 WRITES = 13  # fingerprint, config, environment, two targets, two waves of two iterations, data, metrics, checksums
 ONCE = [(os, "replace", nth) for nth in range(1, WRITES + 1)]
-ONCE += [
-    (module, call, nth) for module, call in ((tempfile, "mkstemp"), (os, "fsync")) for nth in (1, 5, 9, WRITES)
-]
+ONCE += [(module, call, nth) for module, call in ((tempfile, "mkstemp"), (os, "fsync")) for nth in (1, 9, WRITES)]
 
 
 @pytest.mark.parametrize(("module", "call", "nth"), ONCE)
@@ -144,12 +171,10 @@ def test_that_was_every_file_of_a_run(go: Go, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("instead", ["folder", "full"])
 def test_a_log_that_cannot_be_written_does_not_end_a_run(
-    go: Go, whole: Path, tmp_path: Path, instead: str, caplog: pytest.LogCaptureFixture
+    go: Go, whole: Path, begun: Begun, instead: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = tmp_path / "run"
+    folder = begun(1)
     log = folder / "run.log"
-    with pytest.raises(KeyboardInterrupt):
-        go(folder, Meddling(1, interrupt))
     log.unlink()
     if instead == "folder":
         log.mkdir()
@@ -195,16 +220,19 @@ def test_a_folder_that_is_in_use_is_refused_and_the_first_run_goes_on(go: Go, wh
 # ---- what is there already
 
 
-@pytest.mark.parametrize("advances", [3, 5, 7, 9])
-@pytest.mark.parametrize("how", ["changed", "cut", "emptied", "removed"])
+@pytest.mark.parametrize(
+    ("advances", "count", "how"),
+    [
+        *((10, 4, how) for how in ("changed", "cut", "emptied", "removed")),
+        *((advances, count, "changed") for advances, count in ((3, 1), (5, 2), (7, 3))),
+    ],
+)
 def test_damaged_checkpoints_are_named_and_made_again(
-    go: Go, whole: Path, tmp_path: Path, advances: int, how: str
+    go: Go, whole: Path, begun: Begun, advances: int, count: int, how: str
 ) -> None:
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        go(folder, Meddling(advances, interrupt))
+    folder = begun(advances)
     checkpoints = sorted((folder / "state").glob("*.safetensors"))
-    assert checkpoints
+    assert len(checkpoints) == count
     for path in checkpoints:
         content = path.read_bytes()
         path.write_bytes({"changed": content[:-1] + bytes([content[-1] ^ 1]), "cut": content[:-9]}.get(how, b""))
@@ -229,20 +257,12 @@ def test_a_complete_run_that_was_tampered_with_is_refused(go: Go, whole: Path, t
     assert {each: (folder / each).read_bytes() for each in files(folder)} == before
 
 
-@pytest.mark.parametrize("end", [False, True])
-def test_what_does_not_affect_results_may_change(go: Go, whole: Path, tmp_path: Path, end: bool) -> None:
-    folder = tmp_path / "run"
-    if end:
-        go(folder)
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            go(folder, Meddling(5, interrupt))
-    go(folder, per_device_batch_size=2, model={"device": "cpu"}, data={"dataset": "elsewhere.csv"})
-    assert same(folder, whole)
-    go(folder, per_device_batch_size=64)
+def test_what_does_not_affect_results_may_change(go: Go, whole: Path, run_folder: Path) -> None:
+    go(run_folder, per_device_batch_size=2, model={"device": "cpu"}, data={"dataset": "elsewhere.csv"})
+    assert same(run_folder, whole)
+    go(run_folder, per_device_batch_size=64)
 
 
-@pytest.mark.parametrize("end", [False, True])
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -254,19 +274,13 @@ def test_what_does_not_affect_results_may_change(go: Go, whole: Path, tmp_path: 
     ],
 )
 def test_what_affects_results_is_refused_with_the_difference(
-    go: Go, tmp_path: Path, change: dict[str, Any], line: str, end: bool
+    go: Go, run_folder: Path, change: dict[str, Any], line: str
 ) -> None:
-    folder = tmp_path / "run"
-    if end:
-        go(folder)
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            go(folder, Meddling(5, interrupt))
-    before = {each: (folder / each).read_bytes() for each in files(folder)}
+    before = {each: (run_folder / each).read_bytes() for each in files(run_folder)}
     with pytest.raises(RunFolderError) as caught:
-        go(folder, **change)
+        go(run_folder, **change)
     head, difference, remedy = str(caught.value).splitlines()
-    assert head == f"{folder} holds a run with other settings:"
+    assert head == f"{run_folder} holds a run with other settings:"
     assert difference.startswith(line)
     assert remedy == "continue it with the old ones, or give another folder"
-    assert {each: (folder / each).read_bytes() for each in files(folder)} == before
+    assert {each: (run_folder / each).read_bytes() for each in files(run_folder)} == before

@@ -7,6 +7,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import datasets
 import pandas as pd
 import pytest
-import torch
 
 import gradmm
 from gradmm.config import GenerateConfig, load_config
@@ -39,13 +39,19 @@ TINY_ROWS = [
     *[(f"The film is bad, a dull story {n}.", 0) for n in range(5)],
     *[(f"A great film is fine, happy {n}.", 1) for n in range(7)],
 ]
+PLAIN = {"initial": {"candidates": 1}, "references": False}
 
 
 def tiny_config(**changes: Any) -> GenerateConfig:
     small = {"solver": "admm", "texts_per_class": 3, "block_size": 3, "initial": {"candidates": 2}}
-    admm = {"n_outer": 2, "n_inner": 2, "relative_tolerance": 0}
-    lengths = {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8}
+    admm = {"n_outer": 2, "n_inner": 1, "relative_tolerance": 0}
+    lengths = {"distribution": "uniform", "min_tokens": 4, "max_tokens": 6}
     return GenerateConfig.model_validate({**small, "admm": admm, "lengths": lengths, **changes})
+
+
+@cache
+def tiny_data() -> LabelledData:
+    return load_data(TINY_ROWS)
 
 
 class Interrupting(Reporter):
@@ -94,14 +100,6 @@ def holds_text_of(folder: Path, texts: list[str]) -> list[tuple[str, str]]:
     return [(name, t) for name in files(folder) for t, form in forms if form in (folder / name).read_bytes()]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small gain nothing by threads, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads(1)
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def demo_rows() -> LabelledData:
     return load_data("demo")
@@ -113,13 +111,8 @@ def finished(demo_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def few(demo_rows: LabelledData) -> LabelledData:
-    return demo_rows.sample(4, 0)
-
-
-@pytest.fixture(scope="module")
-def whole(demo_lm: LanguageModel, few: LabelledData, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return generate(demo_lm, "sst2", few, tiny_config(), tmp_path_factory.mktemp("few") / "run")
+def whole(tiny_lm: Any, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, tiny_config(), tmp_path_factory.mktemp("tiny") / "run")
 
 
 # ---- what a run gives
@@ -224,16 +217,16 @@ def test_metrics_are_json_for_everyone(tiny_lm: Any, tmp_path: Path) -> None:
 # ---- chance
 
 
-def test_the_seed_decides(demo_lm: LanguageModel, few: LabelledData, whole: Result, tmp_path: Path) -> None:
+def test_the_seed_decides(tiny_lm: Any, whole: Result, tmp_path: Path) -> None:
     for seed in (0, 1):
-        generate(demo_lm, "sst2", few, tiny_config(seed=seed), tmp_path / f"{seed}")
+        generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, tiny_config(seed=seed), tmp_path / f"{seed}")
     assert data_bytes(tmp_path / "0") == data_bytes(whole.run_dir)
     assert figures(tmp_path / "0") == figures(whole.run_dir)
     assert not set(whole.dataset["text"]) & {row["text"] for row in jsonl_rows(tmp_path / "1")}
 
 
 def test_the_batch_size_changes_nothing(tiny_lm: Any) -> None:
-    lengths = {"distribution": "uniform", "min_tokens": 3, "max_tokens": 40}
+    lengths = {"distribution": "uniform", "min_tokens": 3, "max_tokens": 20}
     means = []
     for size in (64, 1):
         config = tiny_config(block_size=1, per_device_batch_size=size, lengths=lengths, references=False)
@@ -274,37 +267,25 @@ def test_a_complete_run_is_returned_without_work(tiny_lm: Any, tmp_path: Path) -
 # ---- interruption
 
 
-@pytest.mark.parametrize("advances", [1, 3, 4, 7])  # in target, before and after an outer iteration, in measure
-def test_an_interrupted_run_ends_the_same(
-    advances: int, whole: Result, demo_lm: LanguageModel, few: LabelledData, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        generate(demo_lm, "sst2", few, tiny_config(), folder, Interrupting(advances))
-    assert not set(DATA_FILES) & files(folder)
-    assert holds_text_of(folder, few.texts_of(0) + few.texts_of(1)) == []
-    result = generate(demo_lm, "sst2", few, tiny_config(), folder)
-    assert data_bytes(folder) == data_bytes(whole.run_dir)
-    assert figures(folder) == figures(whole.run_dir)
-    assert list(result.dataset) == list(whole.dataset)
-    assert files(folder) == FILES
-
-
 def test_wherever_a_run_of_several_waves_is_interrupted_it_ends_the_same(tiny_lm: Any, tmp_path: Path) -> None:
-    def make(name: str, reporter: Reporter | None = None) -> None:
-        config = tiny_config(texts_per_class=4, block_size=2, per_device_batch_size=4)
-        generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, config, tmp_path / name, reporter)
+    def make(name: str, reporter: Reporter | None = None) -> Result:
+        config = tiny_config(**PLAIN, texts_per_class=4, block_size=2, per_device_batch_size=4)
+        return generate(tiny_lm("gpt2"), "sst2", tiny_data(), config, tmp_path / name, reporter)
 
-    make("whole")
+    whole = make("whole")
     for advances in count():  # a kill at every single point, until there is none left
+        folder = tmp_path / f"{advances}"
         try:
-            make(f"{advances}", Interrupting(advances))
+            make(folder.name, Interrupting(advances))
             break
         except KeyboardInterrupt:
-            make(f"{advances}")
-            assert data_bytes(tmp_path / f"{advances}") == data_bytes(tmp_path / "whole")
-            assert figures(tmp_path / f"{advances}") == figures(tmp_path / "whole")
-    assert advances == 4 + 2 * (1 + 2 + 1) + 3  # batches of rows; in each wave start, iterations, end; sets
+            assert not set(DATA_FILES) & files(folder)
+            assert holds_text_of(folder, [text for text, _ in TINY_ROWS]) == []
+            assert list(make(folder.name).dataset) == list(whole.dataset)
+            assert data_bytes(folder) == data_bytes(tmp_path / "whole")
+            assert figures(folder) == figures(tmp_path / "whole")
+            assert files(folder) == FILES
+    assert advances == 4 + 2 * (1 + 2 + 1) + 1  # batches of rows; in each wave start, iterations, end; measures
     for _ in range(advances):  # one run, killed again and again; what is done already is told anew
         try:
             make("often", Interrupting(7))
@@ -314,13 +295,13 @@ def test_wherever_a_run_of_several_waves_is_interrupted_it_ends_the_same(tiny_lm
     assert data_bytes(tmp_path / "often") == data_bytes(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("advances", [3, 6, 8])
+@pytest.mark.parametrize("advances", [3, 5, 6])
 @pytest.mark.parametrize("sizes", [(64, 2), (2, 64)])
 def test_an_interrupted_run_goes_on_with_another_batch_size(
     sizes: tuple[int, int], advances: int, tiny_lm: Any, tmp_path: Path
 ) -> None:
     def make(size: int, reporter: Reporter | None = None) -> Result:
-        config = tiny_config(texts_per_class=4, block_size=2, per_device_batch_size=size)
+        config = tiny_config(**PLAIN, texts_per_class=4, block_size=2, per_device_batch_size=size)
         return generate(tiny_lm("gpt2"), "sst2", TINY_ROWS[3:7], config, tmp_path / "run", reporter)
 
     with pytest.raises(KeyboardInterrupt):
@@ -391,11 +372,11 @@ def test_bans_of_everything_are_refused_before_any_work(tiny_lm: Any, tmp_path: 
 # ---- tasks and data of one's own
 
 
-def test_three_classes_from_a_list_of_dicts(demo_lm: LanguageModel) -> None:
+def test_three_classes_from_a_list_of_dicts(tiny_lm: Any) -> None:
     words = {"dull": " boring", "fine": " good", "rude": " awful"}
     task = Task(label_names=tuple(words), verbalisers=tuple(words.values()), template="{text} The film is")
     rows = [{"text": f"{name} film number {n}", "label": name, "other": n} for n in range(3) for name in words]
-    result = generate(demo_lm, task, rows, tiny_config(texts_per_class=2))
+    result = generate(tiny_lm("llama"), task, rows, tiny_config(texts_per_class=2))
     assert result.dataset.features["label"].names == ["dull", "fine", "rude"]
     assert [len(result.texts_of(label)) for label in range(3)] == [2, 2, 2]
     assert len(result.metrics["synthetic"]["class_distances"]) == 3

@@ -15,7 +15,7 @@ from gradmm.config import GenerateConfig
 from gradmm.errors import ConfigError, DataError, RunFolderError
 from gradmm.pipeline import generate
 from gradmm.result import Result
-from test_pipeline import DATA_FILES, TINY_ROWS, Interrupting, data_bytes, figures, files
+from test_pipeline import DATA_FILES, Interrupting, data_bytes, figures, files, tiny_data
 
 
 def config(**changes: Any) -> GenerateConfig:
@@ -31,7 +31,7 @@ def config(**changes: Any) -> GenerateConfig:
 
 
 def make(lm: Any, settings: GenerateConfig, *more: Any) -> Result:
-    return generate(lm, "sst2", TINY_ROWS, settings, *more)
+    return generate(lm, "sst2", tiny_data(), settings, *more)
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +102,14 @@ def test_every_space_can_be_searched_in(maps: list[str], tiny_lm: Any) -> None:
 # ---- interruption
 
 
-@pytest.mark.parametrize("solver", ["search", "both"])
-def test_wherever_a_search_is_interrupted_it_ends_the_same(solver: str, tiny_lm: Any, tmp_path: Path) -> None:
-    settings = config(solver=solver, space={"maps": ["whitened"], "public_texts": 5})
+@pytest.mark.parametrize(("solver", "every"), [("both", 1), ("search", 3)])  # whose stages "both" has too
+def test_wherever_a_search_is_interrupted_it_ends_the_same(
+    solver: str, every: int, tiny_lm: Any, tmp_path: Path
+) -> None:
+    fewer = {"pool": {"texts_per_text": 3}, "refinement": {"evaluations": 2, "proposals": 2, "places": 1}}
+    settings = config(solver=solver, texts_per_class=2, space={"maps": ["whitened"], "public_texts": 3}, **fewer)
     make(tiny_lm("gpt2"), settings, tmp_path / "whole")
-    for advances in count():
+    for advances in count(0, every):
         folder = tmp_path / f"{advances}"
         try:
             make(tiny_lm("gpt2"), settings, folder, Interrupting(advances))

@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import pytest
@@ -21,7 +21,8 @@ import torch
 import transformers
 
 import gradmm
-from gradmm import cli, training_run
+from command_line import Outcome, Run
+from gradmm import training_run
 from gradmm.config import load_settings
 from gradmm.data.sources import DataConfig, load_data
 from gradmm.data.task import BoundTask
@@ -29,7 +30,6 @@ from gradmm.errors import ConfigError, DataError, GradmmError
 from gradmm.labelling import label_log_probs
 from gradmm.loading import save_pretrained
 from gradmm.models import LanguageModel, load_model
-from gradmm.progress import log
 from gradmm.result import make_dataset, write_result
 from gradmm.search import Written
 from gradmm.store import RunFolder
@@ -50,40 +50,8 @@ MODEL_FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
+pytestmark = pytest.mark.usefixtures("own_folder")
 KEPT = {"SHA256SUMS", "config.yaml", "environment.json", "fingerprint.json", "metrics.json", "run.log"}
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-    level, handlers = log.level, list(log.handlers)
-    yield
-    log.setLevel(level)
-    log.handlers[:] = handlers
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The entry point, in this process."""
-
-    def call(*args: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["gradmm", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return Outcome(int(caught.value.code or 0), *capsys.readouterr())
-
-    return call
 
 
 def rows_of(kind: str, each: int) -> list[dict[str, str]]:

@@ -40,13 +40,13 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def hostile(demo_lm: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def hostile(tiny_lm: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run over classes with such names."""
     words = (" bad", " great", " fine", " dull", " new", " old")
     task = gradmm.Task(label_names=HOSTILE, verbalisers=words, template="{text} It was")
     rows = [{"text": f"A film {n} of {name}", "label": name} for name in HOSTILE for n in range(2)]
     folder = tmp_path_factory.mktemp("outside") / "run"
-    return gradmm.generate(demo_lm, task, rows, GenerateConfig.model_validate(TINY), folder)
+    return gradmm.generate(tiny_lm("gpt2"), task, rows, GenerateConfig.model_validate(TINY), folder)
 
 
 def test_no_module_runs_what_it_reads() -> None:
@@ -107,9 +107,7 @@ def test_errors_cannot_steer_a_terminal(
         assert not {char for char in told if char != "\n" and not char.isprintable()}
 
 
-def test_local_model_and_data_need_no_network(tmp_path: Path, demo_lm: Any) -> None:
-    demo_lm.model.save_pretrained(tmp_path / "model")
-    demo_lm.tokenizer.save_pretrained(tmp_path / "model")
+def test_local_model_and_data_need_no_network(tmp_path: Path, tiny_folder: Path) -> None:
     rows = [{"text": f"A film {n}", "label": n % 2} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     program = """
@@ -121,14 +119,9 @@ socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.c
 from gradmm.cli import main
 main()
 """
-    sets = [
-        "solver=admm",
-        "admm.n_outer=1",
-        "admm.n_inner=1",
-        "initial.candidates=1",
-        "lengths.distribution=uniform",
-    ]
-    args = ["--model", "model", "--data", "rows.jsonl", "--task", "sst2", "-n", "1", "-q"]
+    lengths = ("lengths.distribution=uniform", "lengths.min_tokens=4", "lengths.max_tokens=6")
+    sets = ["solver=admm", "admm.n_outer=1", "admm.n_inner=1", "initial.candidates=1", *lengths]
+    args = ["--model", str(tiny_folder), "--data", "rows.jsonl", "--task", "sst2", "-n", "1", "-q"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     done = subprocess.run(
         [sys.executable, "-c", program, "generate", *args, *(word for item in sets for word in ("-s", item))],

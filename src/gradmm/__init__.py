@@ -15,6 +15,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradmm.comparison.compare import Comparison, compare
+    from gradmm.comparison.config import CompareConfig
     from gradmm.config import GenerateConfig, load_config
     from gradmm.data.presets import get_task
     from gradmm.data.sources import DataConfig, LabelledData, load_data
@@ -23,12 +25,18 @@ if TYPE_CHECKING:
     from gradmm.models import LanguageModel, ModelConfig, load_model
     from gradmm.pipeline import generate
     from gradmm.result import Result
+    from gradmm.training.evaluate import Evaluation
+    from gradmm.training.finetune import TrainConfig
+    from gradmm.training_run import TrainResult, evaluate, train
 
 __version__ = version("gradmm")
 
 # Loaded on first use: `import gradmm` and `gradmm --help` must not wait for torch.
 _HOMES = {
+    "CompareConfig": "comparison.config",
+    "Comparison": "comparison.compare",
     "DataConfig": "data.sources",
+    "Evaluation": "training.evaluate",
     "GenerateConfig": "config",
     "GradmmError": "errors",
     "LabelledData": "data.sources",
@@ -36,11 +44,16 @@ _HOMES = {
     "ModelConfig": "models",
     "Result": "result",
     "Task": "data.task",
+    "TrainConfig": "training.finetune",
+    "TrainResult": "training_run",
+    "compare": "comparison.compare",
+    "evaluate": "training_run",
     "generate": "pipeline",
     "get_task": "data.presets",
     "load_config": "config",
     "load_data": "data.sources",
     "load_model": "models",
+    "train": "training_run",
 }
 
 __all__ = [  # noqa: RUF022 - sorted by use
@@ -51,6 +64,14 @@ __all__ = [  # noqa: RUF022 - sorted by use
     "generate",
     "GenerateConfig",
     "Result",
+    "train",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate",
+    "Evaluation",
+    "compare",
+    "CompareConfig",
+    "Comparison",
     "load_config",
     "ModelConfig",
     "DataConfig",

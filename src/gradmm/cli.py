@@ -7,27 +7,44 @@ Nothing heavy is imported before a verb runs, so that `--help` is quick.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from gradmm import cli_comparison, cli_training
+from gradmm.cli_options import (
+    Attention,
+    Balance,
+    Classes,
+    Config,
+    Count,
+    Data,
+    Device,
+    Dtype,
+    Few,
+    LabelColumn,
+    Model,
+    Output,
+    Quiet,
+    Resume,
+    ResumeFlag,
+    Seed,
+    Set,
+    Split,
+    TaskName,
+    Template,
+    TextColumn,
+    Verbaliser,
+    interruptible,
+    pairs,
+    shared_flags,
+)
 from gradmm.errors import ConfigError, GradmmError, listed, printable_lines
 
 if TYPE_CHECKING:
     from gradmm.config import RunConfig
     from gradmm.result import Result
-
-
-class Resume(StrEnum):
-    """What to do about a run that is in the folder already."""
-
-    never = "never"
-    always = "always"
-    if_possible = "if_possible"
-
 
 app = typer.Typer(
     name="gradmm",
@@ -37,65 +54,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Causal LM: Hub id, local folder, or 'demo'.")]
-Dtype = Annotated[str | None, typer.Option(help="Arithmetic of the model: float32, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
-Attention = Annotated[
-    str | None, typer.Option("--attn-implementation", help="As in transformers: sdpa, eager, ...")
-]
-Data = Annotated[
-    str | None,
-    typer.Option("--data", "-d", help="Labelled text: Hub id, CSV, JSON lines, Parquet, Arrow folder, or 'demo'."),
-]
-TextColumn = Annotated[str | None, typer.Option(help="Column of the texts, if it has no usual name.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, if it has no usual name.")]
-Split = Annotated[str | None, typer.Option(help="Split of the data.")]
-Classes = Annotated[str | None, typer.Option(help="Keep these classes alone, as in 'sadness,joy'.")]
-TaskName = Annotated[str | None, typer.Option("--task", "-t", help="Ready-made task, such as sst2 or ag_news.")]
-Template = Annotated[str | None, typer.Option(help="Own task: what surrounds the text, as in '{text} It was'.")]
-Verbaliser = Annotated[
-    list[str] | None, typer.Option(help="Own task: LABEL=WORDS, once per class, as in 'positive= great'.")
-]
-Count = Annotated[
-    str | None,
-    typer.Option("--texts-per-class", "-n", help="Texts for every class, as in 50 or 'sadness=20,joy=80'."),
-]
-Balance = Annotated[
-    str | None, typer.Option("--class-balance", help="equal, or proportional to the real rows (-n on average).")
-]
-Few = Annotated[str, typer.Option("--texts-per-class", "-n", metavar="INTEGER", help="Texts for every class.")]
-Config = Annotated[
-    str | None, typer.Option("--config", "-c", help="YAML file, or 'paper' for the paper's settings.")
-]
-Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="One setting, as in admm.rho=0.5; repeatable.")]
-Seed = Annotated[str | None, typer.Option(metavar="INTEGER", help="Of everything that is drawn.")]
-Output = Annotated[Path, typer.Option("--output-dir", "-o", help="Run folder; an interrupted run there goes on.")]
-ResumeFlag = Annotated[
-    Resume, typer.Option("--resume", help="Go on with a run that is in the folder: if_possible, always or never.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-
 # What the parser raises; typer brings a copy of click, or takes click itself, by its version.
 _ParserError: type[Exception] = typer.BadParameter.__mro__[2]
-
-# Flag by flag, the setting that it overrides.
-_SETTINGS = {
-    "model": "model.model_name_or_path",
-    "dtype": "model.dtype",
-    "device": "model.device",
-    "attn_implementation": "model.attn_implementation",
-    "data": "data.dataset",
-    "text_column": "data.text_column",
-    "label_column": "data.label_column",
-    "split": "data.split",
-    "classes": "data.classes",
-    "task": "task",
-    "template": "task.template",
-    "verbaliser": "task.verbalisers",
-    "texts_per_class": "texts_per_class",
-    "class_balance": "class_balance",
-    "seed": "seed",
-}
 
 
 @app.callback(invoke_without_command=True)
@@ -222,36 +182,19 @@ def doctor(
 
 def _flags(context: typer.Context) -> dict[str, Any]:
     """The settings that flags override."""
-    given = context.params
-    words = _pairs(given["verbaliser"] or (), "--verbaliser", "positive= great")
-    if given["task"] is not None and (given["template"] is not None or words):
-        raise ConfigError("--task names a ready-made task; give either it or --template and --verbaliser")
-    read: dict[str, Any] = {"verbaliser": words or None}
-    if given["classes"] is not None:
-        read["classes"] = [name.strip() for name in given["classes"].split(",")]
-    if isinstance(count := given["texts_per_class"], str):
-        read["texts_per_class"] = _texts_per_class(count)
-    return {key: read.get(flag, given.get(flag)) for flag, key in _SETTINGS.items()}
+    count = context.params["texts_per_class"]
+    return shared_flags(context.params) | {
+        "texts_per_class": _texts_per_class(count) if isinstance(count, str) else None,
+        "class_balance": context.params.get("class_balance"),
+    }
 
 
 def _texts_per_class(given: str) -> Any:
     """One number, or one for every class; what is none of both, the settings refuse."""
     if "=" not in given:
         return int(given) if given.strip().isdecimal() else given
-    pairs = _pairs(given.split(","), "--texts-per-class", "sadness=20,joy=80")
-    return {name: int(count) if count.strip().isdecimal() else count for name, count in pairs.items()}
-
-
-def _pairs(items: Iterable[str], flag: str, example: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for item in items:
-        label, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"{flag} {item!r} has no '='; write it as {example!r}")
-        if label.strip() in pairs:
-            raise ConfigError(f"{flag} names {label.strip()!r} twice; give every class once")
-        pairs[label.strip()] = value
-    return pairs
+    counts = pairs(given.split(","), "--texts-per-class", "sadness=20,joy=80")
+    return {name: int(count) if count.strip().isdecimal() else count for name, count in counts.items()}
 
 
 def _settings(flags: dict[str, Any], config: str | None = None, sets: list[str] | None = None) -> RunConfig:
@@ -272,12 +215,8 @@ def _run(settings: RunConfig, output_dir: Path | None, quiet: bool, resume: Resu
     task = match_labels(settings.resolve_task(data.label_names), data)
     settings.count_texts(task.label_names, data.counts())  # refused before a large model is loaded
     model = load_model(settings.model)
-    try:
+    with interruptible(output_dir is not None):
         return make(model, task, data, settings, output_dir, reporter, resume.value)
-    except KeyboardInterrupt:
-        if output_dir is not None:
-            typer.echo("interrupted; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
 
 
 def _demo() -> str:
@@ -293,6 +232,11 @@ def _generate(settings: RunConfig, output_dir: Path, quiet: bool, resume: Resume
     from gradmm.present import show_result
 
     show_result(Console(), result, per_class=10)
+
+
+app.command()(cli_training.train)
+app.command()(cli_training.evaluate)
+app.command()(cli_comparison.compare)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ def _file(content: bytes) -> dict[str, bytes]:
 
 FLAGS: list[Bad] = [
     misuse("unknown verb", "genrate -d rows.csv", "no such command 'genrate'; did you mean 'generate'?\nUsage: gradmm [OPTIONS] COMMAND; --help lists what there is"),
-    misuse("unknown verb, nothing near", "xyzzy", "no such command 'xyzzy'; known: demo, doctor, evaluate, generate, preview, train\nUsage: gradmm [OPTIONS] COMMAND; --help lists what there is"),
+    misuse("unknown verb, nothing near", "xyzzy", "no such command 'xyzzy'; known: compare, demo, doctor, evaluate, generate, preview, train\nUsage: gradmm [OPTIONS] COMMAND; --help lists what there is"),
     misuse("unknown flag", f"{G} --tempalte x", "no such option: --tempalte (did you mean --template)\nUsage: gradmm generate [OPTIONS]; --help lists what there is"),
     misuse("unknown flag, nothing near", f"{G} --zzz", "no such option: --zzz\nUsage: gradmm generate [OPTIONS]; --help lists what there is"),
     misuse("unknown short flag", f"{G} -Z", "no such option: -Z\nUsage: gradmm generate [OPTIONS]; --help lists what there is"),
@@ -155,7 +155,7 @@ FILES: list[Bad] = [
     misuse("a number as a setting's name", f"{G} -c run.yaml", "unknown setting '7'; known: admm, bans, block_size, class_balance, data, distance, initial, label_check, lengths, model, per_device_batch_size, pool, ...", **_file(b"7: 1\n")),
     misuse("several bad values in a file", f"{G} -c run.yaml", "block_size: Input should be greater than or equal to 1 (it is 0)\nseed: Input should be a valid integer, unable to parse string as an integer (it is 'a')", **_file(b"seed: a\nblock_size: 0\n")),
     misuse("a list for a group in a file", f"{G} -c run.yaml", "admm: Input should be a group of settings by name (it is [1, 2])", **_file(b"admm: [1, 2]\n")),
-    misuse("settings nested too deep", f"{G} -c run.yaml", "run.yaml: not YAML: it is nested too deep; mend the file", **_file(b"seed: " + b"[" * 5000)),
+    misuse("settings nested too deep", f"{G} -c run.yaml", "run.yaml: not YAML: it is nested too deep; mend the file", **_file(b"seed: " + b"[" * 1000)),
     misuse("settings file is a pipe", f"{G} -c run.yaml", "settings file 'run.yaml' is neither a file nor a folder; write the settings into a file", **{"run.yaml": os.mkfifo}),
 ]
 

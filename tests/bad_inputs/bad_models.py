@@ -5,23 +5,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shlex
-import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import transformers
 from bad_table import CSV, TINY, Bad
 
-from gradmm import cli
+from command_line import run
 from tiny_models import make_model, make_tokenizer
 
 SHORT = "-q -n 1 -s solver=admm -s admm.n_outer=1 -s admm.n_inner=1 -s initial.candidates=1 -s lengths.distribution=uniform -s lengths.min_tokens=4 -s lengths.max_tokens=9 -s references=false"
@@ -152,10 +148,7 @@ def _run_files() -> dict[str, bytes]:
         (folder / "rows.csv").write_bytes(CSV)
         write_tiny(folder / "tiny")
         command = T.replace(TINY, str(folder / "tiny")).replace("rows.csv", str(folder / "rows.csv"))
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()):
-            patch.setattr(sys, "argv", ["gradmm", *shlex.split(command), "-o", str(folder / "run")])
-            with pytest.raises(SystemExit):
-                cli.main()
+        assert run(*shlex.split(command), "-o", str(folder / "run")).code == 0
         files = [path for path in (folder / "run").rglob("*") if path.is_file()]
         return {str(path.relative_to(folder / "run")): path.read_bytes() for path in files}
 

@@ -8,68 +8,24 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from bad_commands import COMMANDS
 from bad_files import FILES
-from bad_models import MODELS, write_tiny
+from bad_models import MODELS
 from bad_rows import ROWS
 from bad_table import HERE, TINY, Bad
 
-from gradmm import cli
-from gradmm.progress import log
+from command_line import Run
 
-Run = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.usefixtures("own_folder")
 TABLE = COMMANDS + FILES + ROWS + MODELS
 PARAMS = [pytest.param(bad, id=bad.name) for bad in TABLE]
 REMEDY = re.compile(
     r"; |should be|[Gg]ive |install |did you mean|known:|must hold|copy |lists what there is|exceeds|is a value"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads(1)
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    for name in ("FORCE_COLOR", "NO_COLOR", "COLORTERM"):
-        monkeypatch.delenv(name, raising=False)
-    level, handlers = log.level, list(log.handlers)
-    yield
-    log.setLevel(level)
-    log.handlers[:] = handlers
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    write_tiny(folder)
-    return folder
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The entry point, in this process."""
-
-    def call(*args: str) -> tuple[int, str, str]:
-        capsys.readouterr()  # what the libraries say that wrote the files
-        monkeypatch.setattr(sys, "argv", ["gradmm", *args])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return int(caught.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -85,14 +41,14 @@ def matches(told: str | re.Pattern[str], message: str) -> bool:
 
 
 @pytest.mark.parametrize("bad", PARAMS)
-def test_a_bad_input_is_told(bad: Bad, run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_a_bad_input_is_told(bad: Bad, run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     for name, content in bad.files.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content) if isinstance(content, bytes) else content(path)
     before = contents(tmp_path)
-    code, *said = run(*(word.replace(TINY, str(tiny)) for word in shlex.split(bad.args)))
-    out, err = (text.replace(str(tiny), TINY).replace(str(tmp_path), HERE) for text in said)
+    code, *said = run(*(word.replace(TINY, str(tiny_folder)) for word in shlex.split(bad.args)))
+    out, err = (text.replace(str(tiny_folder), TINY).replace(str(tmp_path), HERE) for text in said)
 
     assert (code, contents(tmp_path)) == (bad.code, before)
     assert "Traceback" not in out + err
@@ -129,13 +85,13 @@ def test_a_text_under_two_labels_is_a_warning_with_the_count(run: Run) -> None:
     )
 
 
-def test_a_row_of_100_megabytes_is_told(run: Run, tiny: Path) -> None:
+def test_a_row_of_100_megabytes_is_told(run: Run, tiny_folder: Path) -> None:
     with Path("rows.jsonl").open("wb") as file:
         file.write(b'{"text": "a film", "label": 0}\n{"text": "')
         for _ in range(100):
             file.write(b"a film. " * (1 << 17))
         file.write(b'", "label": 1}\n')
-    code, out, err = run("generate", "-d", "rows.jsonl", "-t", "sst2", "-m", str(tiny))
+    code, out, err = run("generate", "-d", "rows.jsonl", "-t", "sst2", "-m", str(tiny_folder))
     assert (code, out) == (1, "")
     assert re.fullmatch(
         r"error: rows\.jsonl, row 1 \(counted from 0\): text has more than \d+ tokens, but the model's context of "

@@ -7,12 +7,12 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from gradmm.seeds import make_generator
 from gradmm.data.vocabulary import allowed_tokens, bare_starts
 from gradmm.gradients.distances import DistanceConfig
 from gradmm.gradients.spaces import IDENTITY, LinearMap, Space
 from gradmm.gradients.target import compute_target
 from gradmm.memory import BatchLimit
+from gradmm.seeds import make_generator
 from gradmm.solvers import refinement
 from gradmm.solvers.refinement import FRESH, RefinementConfig, RefinementState, Refiner
 from solver_oracles import distance_slowly, log_perplexity_slowly, mean_gradient, next_logits, text_gradient

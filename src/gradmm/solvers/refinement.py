@@ -51,8 +51,9 @@ class RefinementConfig(BaseModel):
     """Places that are tried together."""
     temperature: float = Field(1.0, gt=0)
     """Of the LM's distribution that they are drawn from."""
-    nll_weight: float = Field(0.5, ge=0)
-    """[alpha] Weight of the mean log-perplexity (nats per token) beside the logarithm of the distance."""
+    nll_weight: float = Field(1.0, ge=0)
+    """[alpha] Weight of the mean log-perplexity (nats per token) beside the logarithm of the distance. More than
+    in selection, because texts that the LM wrote as a whole read better than their log-perplexity says."""
 
 
 @dataclass

@@ -1,0 +1,42 @@
+"""The verb `gradmm compare`. Nothing heavy is imported before it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradmm.cli_options import Quiet, Resume, ResumeFlag, interruptible
+
+Settings = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file: methods, budgets, data, model.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="One setting, as in budgets=[10,50]; repeatable.")
+]
+Folder = Annotated[Path, typer.Option("--output-dir", "-o", help="Run folder; an interrupted comparison goes on.")]
+Path_ = Annotated[
+    bool, typer.Option("--path", help="Also follow the gradients' error along the trainings on our texts.")
+]
+
+
+def compare(
+    config: Settings,
+    output_dir: Folder = Path("gradmm-compare"),
+    resume: ResumeFlag = Resume.if_possible,
+    set_: Set = None,
+    path: Path_ = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train on texts of every method and on real rows, and say which does better."""
+    from rich.console import Console
+
+    from gradmm.comparison.compare import compare as run
+    from gradmm.comparison.config import CompareConfig
+    from gradmm.config import load_settings
+    from gradmm.present_comparison import show_comparison
+    from gradmm.progress import make_reporter
+
+    settings = load_settings(CompareConfig, config, {"path": path or None}, set_ or ())
+    with interruptible(goes_on=True):
+        found = run(settings, output_dir, make_reporter(quiet), resume.value)
+    show_comparison(Console(), found)

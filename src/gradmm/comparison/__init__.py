@@ -1,0 +1,1 @@
+"""Comparing methods by what models learn from their texts."""

@@ -1,0 +1,193 @@
+"""What the methods of a comparison work on: real rows, their target, and what the language model writes.
+
+One `Material` per data seed. Everything is computed when a method first asks for it, and shared by all: methods
+differ in what they do with the same rows and the same texts, not in luck.
+
+Shape suffixes: N candidates, D features.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gradmm.blocks import BlockRunner
+from gradmm.checkpoints import Checkpoints, Within
+from gradmm.comparison.coresets import features
+from gradmm.config import GenerateConfig
+from gradmm.data.rows import LabelledData
+from gradmm.data.task import BoundTask
+from gradmm.gradients.spaces import IDENTITY, Space
+from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
+from gradmm.memory import BatchLimit
+from gradmm.models import LanguageModel
+from gradmm.progress import Stage
+from gradmm.search import Search, Seen
+from gradmm.seeds import make_generator
+from gradmm.solvers.pool import Candidate
+
+Need = Literal[
+    "lm_texts",
+    "pools",
+    "space",
+    "target",
+    "scores",
+    "real_texts",
+    "features",
+    "seen_lm",
+    "seen_real",
+]
+"""What methods may share, in an order in which each builds on those before it."""
+
+
+class Silent:
+    """A stage that nobody watches."""
+
+    def advance(self, done: float = 1, **figures: float) -> None:
+        """Tells nobody."""
+
+
+@dataclass
+class Material:
+    """Rows, target, texts and features of one data seed."""
+
+    lm: LanguageModel
+    task: BoundTask
+    rows: LabelledData
+    """All real rows that there are."""
+    config: GenerateConfig
+    seed: int
+    folder: Checkpoints
+    """Its own part of the run folder."""
+    budget: int
+    """The most texts per class that a method will be asked for; the pool has candidates for so many."""
+    stage: Stage = field(default_factory=Silent)
+    max_real: int = 2000
+    """Real rows per class that coresets choose from, drawn at random where there are more."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What each shared part took to compute."""
+    _seen: dict[tuple[str, int], Seen] = field(default_factory=dict)
+
+    def prepare(self, needs: Sequence[Need]) -> float:
+        """Computes what a method needs of what is shared; returns the seconds that it took, now or before."""
+        for need in needs:
+            if need not in self.seconds:
+                began = time.monotonic()
+                getattr(self, need)
+                self.seconds[need] = time.monotonic() - began
+        return sum(self.seconds[need] for need in needs)
+
+    @cached_property
+    def limit(self) -> BatchLimit:
+        """Texts that go through the model at once."""
+        return BatchLimit(self.config.per_device_batch_size)
+
+    def search(self, count: int, **settings: Any) -> Search:
+        """The search for `count` texts per class, with this seed."""
+        update = {"texts_per_class": count, "seed": self.seed, "solver": "search"}
+        config = self.config.model_copy(update=update | {"class_balance": "equal"} | settings)
+        return Search(BlockRunner(self.lm, self.task, config, limit=self.limit))
+
+    @cached_property
+    def lm_texts(self) -> list[list[str]]:
+        """What the LM writes after each class's instruction."""
+        return self.search(self.budget).write(self.folder, self.stage)
+
+    @cached_property
+    def space(self) -> Space:
+        """Where gradients are matched, fitted on the LM's texts."""
+        if not self.config.space.maps:
+            return IDENTITY
+        if self.folder.load_state("space") is None:
+            self.folder.save_state("space", self.search(self.budget).fit_space(self.lm_texts).tensors(), {})
+        return Space.from_tensors(self._loaded("space"))
+
+    @cached_property
+    def target(self) -> ReleasedTarget:
+        """Mean gradients of the real rows."""
+        classes = []
+        for label in range(self.rows.num_classes):
+            name = f"target-{label:06d}"
+            if self.folder.load_state(name) is None:
+                batches = self.rows.iter_batches(label, self.config.per_device_batch_size)
+                own = class_target(self.lm, self.task, label, batches, self.limit, space=self.space)
+                self.folder.save_state(name, own.tensors(), {})
+            classes.append(ClassTarget.from_tensors(self._loaded(name)))
+        return ReleasedTarget(tuple(classes), self.space)
+
+    @cached_property
+    def real_texts(self) -> list[list[str]]:
+        """Real rows to choose from, per class."""
+        counts = [min(self.max_real, count) for count in self.rows.counts()]
+        drawn = self.rows.sample(counts, self.seed)
+        return [drawn.texts_of(label) for label in range(drawn.num_classes)]
+
+    @cached_property
+    def pools(self) -> list[list[Candidate]]:
+        """The LM's texts, cleaned, each said once."""
+        return self.search(self.budget).pool(self.lm_texts, [])
+
+    @cached_property
+    def scores(self) -> list[Tensor]:
+        """Calibrated probability of their label, of each of `pools`."""
+        return self.search(self.budget).check_labels(self.pools)
+
+    def seen(self, kind: str, label: int) -> Seen:
+        """What selection needs to know of candidates: the LM's (`lm`) or real rows (`real`)."""
+        if (kind, label) not in self._seen:
+            pool = (
+                self.pools[label] if kind == "lm" else [Candidate(text, kind) for text in self.real_texts[label]]
+            )
+            score_N = self.scores[label] if kind == "lm" else torch.ones(len(pool))
+            self._seen[kind, label] = self.search(self.budget).look_at(label, pool, score_N, self.space)
+        return self._seen[kind, label]
+
+    @cached_property
+    def seen_lm(self) -> list[Seen]:
+        """`seen` of the LM's texts, for every class."""
+        return [self.seen("lm", label) for label in range(self.rows.num_classes)]
+
+    @cached_property
+    def seen_real(self) -> list[Seen]:
+        """`seen` of real rows, for every class."""
+        return [self.seen("real", label) for label in range(self.rows.num_classes)]
+
+    def select(self, kind: str, target: ReleasedTarget, count: int) -> list[list[str]]:
+        """The set per class that is nearest to a target, of the LM's texts or of real rows (all if few)."""
+        search, found = self.search(count), []
+        for label in range(self.rows.num_classes):
+            seen = self.seen(kind, label)
+            chosen = search.select(seen, target, min(count, len(seen.pool)))
+            found.append([seen.pool[i].text for i in sorted(chosen.indices)])
+        return found
+
+    def refine(self, target: ReleasedTarget, texts: Sequence[Sequence[str]], name: str) -> list[list[str]]:
+        """The sets with tokens changed for a target; `name` keeps it apart from other refinements."""
+        search, folder = self.search(len(texts[0])), Within(self.folder, name)
+        return [
+            search.refine(target, label, list(own), folder, self.stage).texts for label, own in enumerate(texts)
+        ]
+
+    @cached_property
+    def features(self) -> list[Tensor]:
+        """Last hidden states of `real_texts` (N, D), for every class."""
+        return [features(self.lm, self.task, c, texts, self.limit) for c, texts in enumerate(self.real_texts)]
+
+    def generator(self, *purpose: object) -> torch.Generator:
+        """A random generator of this data seed."""
+        return make_generator(self.seed, *purpose)
+
+    def with_target(self, classes: Sequence[ClassTarget]) -> ReleasedTarget:
+        """Another target in the same space."""
+        return replace(self.target, classes=tuple(classes))
+
+    def _loaded(self, name: str) -> dict[str, Tensor]:
+        kept = self.folder.load_state(name)
+        assert kept is not None, "it has just been written"
+        return {key: value.to(self.lm.device) for key, value in kept[0].items()}

@@ -1,0 +1,411 @@
+"""What each method of a comparison is: how many texts, from where, chosen by what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradmm.comparison import methods
+from gradmm.comparison.material import Material
+from gradmm.comparison.methods import METHODS, get_method, own_texts
+from gradmm.config import GenerateConfig
+from gradmm.data.presets import get_task
+from gradmm.data.sources import LabelledData, load_data
+from gradmm.data.task import BoundTask
+from gradmm.errors import ConfigError, DataError, GradmmError
+from gradmm.gradients.target import ClassTarget, ReleasedTarget
+from gradmm.measures import measure
+from gradmm.memory import BatchLimit
+from gradmm.models import LanguageModel
+from gradmm.pipeline import generate
+from gradmm.seeds import make_generator
+
+COUNT = 3
+WORDS = (("bad", "dull", "sad"), ("great", "fine", "happy"))
+ROWS = [
+    (f"A {WORDS[label][n % 3]} {thing} and a {WORDS[label][n % 2]} end {n}.", label)
+    for n, thing in enumerate(("film", "story", "day", "cast", "song", "plot", "part", "line", "view"))
+    for label in (0, 1)
+]
+SMALL: dict[str, Any] = {
+    "pool": {"texts_per_text": 6},
+    "refinement": {"evaluations": 6, "proposals": 3, "places": 2},
+    "initial": {"candidates": 2},
+    "admm": {"n_outer": 1, "n_inner": 2},
+    "lengths": {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8},
+    "block_size": 3,
+}
+SYNTHETIC = ("search", "selection", "admm", "lm_random", "lm_by_label", "lm_few_shot")
+CONTROLS = ("projection", "noise", "other_class")
+REAL = ("real_random", "real_herding", "real_k_center", "real_coreset")
+MakeMaterial = Callable[..., Material]
+
+
+class Kept:
+    """Checkpoints in memory."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+
+    def save_state(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        self.states[name] = dict(tensors), dict(facts)
+
+    def load_state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        return self.states.get(name)
+
+
+@pytest.fixture(scope="module")
+def rows() -> LabelledData:
+    return load_data(ROWS)
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_lm: Any) -> LanguageModel:
+    found: LanguageModel = tiny_lm("gpt2")
+    return found
+
+
+@pytest.fixture(scope="module")
+def make_material(lm: LanguageModel, rows: LabelledData) -> MakeMaterial:
+    task = BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length)
+
+    def make(seed: int = 0, budget: int = COUNT, own: LabelledData = rows, **settings: Any) -> Material:
+        config = GenerateConfig.model_validate(SMALL | settings)
+        return Material(lm, task, own, config, seed, Kept(), budget)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def material(make_material: MakeMaterial) -> Material:
+    """Shared by tests that change nothing."""
+    return make_material()
+
+
+@pytest.fixture(scope="module")
+def made(material: Material) -> dict[str, list[list[str]]]:
+    return {name: method.make(material, COUNT).texts for name, method in METHODS.items()}
+
+
+def distances(material: Material, texts: list[list[str]], target: ReleasedTarget | None = None) -> list[float]:
+    found, _ = measure(
+        material.lm, material.task, target or material.target, material.config.distance, texts, BatchLimit()
+    )
+    return list(found.class_distances)
+
+
+# ---- all of them
+
+
+def test_every_method_is_of_one_kind_here() -> None:
+    assert {*SYNTHETIC, *CONTROLS, *REAL, "real_all", "search_and_real"} == set(METHODS)
+    kinds = {name: method.kind for name, method in METHODS.items()}
+    assert {name for name, kind in kinds.items() if kind == "control"} == set(CONTROLS)
+    assert {name for name, kind in kinds.items() if kind == "synthetic"} == set(SYNTHETIC)
+
+
+def test_every_method_gives_so_many_texts_per_class(made: Any, rows: LabelledData) -> None:
+    all_rows = [rows.texts_of(0), rows.texts_of(1)]
+    for name, texts in made.items():
+        beside = {"real_all": -COUNT, "search_and_real": 0}
+        more = len(all_rows[0]) + beside[name] if name in beside else 0
+        assert [len(own) for own in texts] == [COUNT + more] * 2, name
+        assert all(text.strip() for own in texts for text in own), name
+    assert made["real_all"] == all_rows
+    assert made["search_and_real"] == [a + b for a, b in zip(made["search"], all_rows, strict=True)]
+
+
+@pytest.mark.parametrize("name", [*SYNTHETIC, *CONTROLS])
+def test_no_real_row_is_handed_out(name: str, made: Any, rows: LabelledData) -> None:
+    real = {" ".join(row["text"].split()).casefold() for row in rows.rows}
+    assert not real & {" ".join(text.split()).casefold() for own in made[name] for text in own}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_methods_hand_out_different_rows_of_the_class(name: str, made: Any, rows: LabelledData) -> None:
+    for label, texts in enumerate(made[name]):
+        assert set(texts) <= set(rows.texts_of(label))
+        assert len(set(texts)) == COUNT
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_same_seed_gives_the_same_texts_whatever_ran_before(
+    name: str, made: Any, make_material: MakeMaterial
+) -> None:
+    assert METHODS[name].make(make_material(), COUNT).texts == made[name]
+
+
+@pytest.mark.parametrize("name", ["search", "lm_random", "lm_few_shot", "noise", "real_random", "admm"])
+def test_another_seed_gives_other_texts(name: str, made: Any, make_material: MakeMaterial) -> None:
+    assert METHODS[name].make(make_material(seed=1), COUNT).texts != made[name]
+
+
+@pytest.mark.parametrize("name", [*REAL, "search", "selection", "lm_by_label"])
+def test_a_budget_beyond_the_real_rows_is_no_failure(name: str, make_material: MakeMaterial) -> None:
+    few = load_data([row for n, row in enumerate(ROWS) if n < 5])  # three and two
+    texts = METHODS[name].make(make_material(budget=4, own=few), 4).texts
+    assert [len(own) for own in texts] == ([3, 2] if name in REAL else [4, 4])
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_what_is_shared_is_computed_and_timed_before(
+    name: str, make_material: MakeMaterial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method's own time would hold what the next one gets for nothing."""
+    material, method = make_material(), METHODS[name]
+    material.prepare(method.needs)
+    assert set(method.needs) == set(material.seconds)
+    for shared in ("look_at", "write", "fit_space", "check_labels", "pool"):
+        monkeypatch.setattr(f"gradmm.comparison.material.Search.{shared}", None)
+    for shared in ("class_target", "features"):
+        monkeypatch.setattr(f"gradmm.comparison.material.{shared}", None)
+    assert method.make(material, COUNT).texts
+
+
+def test_time_of_what_is_shared_counts_for_everyone(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(material, "seconds", {"lm_texts": 5.0, "pools": 2.0, "scores": 1.0})
+    assert [material.prepare(METHODS[name].needs) for name in ("lm_random", "lm_by_label", "real_all")] == [
+        7,
+        8,
+        0,
+    ]
+
+
+# ---- ours
+
+
+@pytest.mark.parametrize("maps", [[], ["whitened"]])
+def test_search_gives_what_generate_gives(
+    maps: list[str], lm: LanguageModel, rows: LabelledData, make_material: MakeMaterial
+) -> None:
+    space = {"maps": maps, "public_texts": 9}
+    config = GenerateConfig.model_validate(
+        SMALL | {"texts_per_class": COUNT, "seed": 4, "space": space, "references": False}
+    )
+    result = generate(lm, "sst2", rows, config)
+    texts = METHODS["search"].make(make_material(seed=4, space=space), COUNT).texts
+    assert [sorted(own) for own in texts] == [sorted(result.texts_of(label)) for label in (0, 1)]
+
+
+def test_admm_gives_what_generate_gives(
+    lm: LanguageModel, rows: LabelledData, make_material: MakeMaterial
+) -> None:
+    more = {"texts_per_class": COUNT, "seed": 4, "solver": "admm", "references": False, "space": {"maps": []}}
+    result = generate(lm, "sst2", rows, GenerateConfig.model_validate(SMALL | more))
+    texts = METHODS["admm"].make(make_material(seed=4, space={"maps": []}), COUNT).texts
+    assert texts == [result.texts_of(label) for label in (0, 1)]
+
+
+def test_refinement_starts_from_the_selection_and_lowers_the_objective(
+    make_material: MakeMaterial, made: Any
+) -> None:
+    kept = make_material(refinement={"evaluations": 0})
+    assert METHODS["search"].make(kept, COUNT).texts == made["selection"]
+    assert made["search"] != made["selection"]
+
+
+def test_selection_is_nearer_than_what_no_gradient_chose(make_material: MakeMaterial) -> None:
+    material = make_material(selection={"nll_weight": 0})
+    reached = distances(material, METHODS["selection"].make(material, COUNT).texts)
+    for name in ("lm_random", "lm_by_label", "noise", "other_class"):
+        others = distances(material, METHODS[name].make(material, COUNT).texts)
+        assert all(mine < other for mine, other in zip(reached, others, strict=True)), name
+
+
+def test_proportional_shares_are_none_of_a_comparisons(make_material: MakeMaterial, made: Any) -> None:
+    shares = make_material(class_balance="proportional")
+    assert METHODS["lm_random"].make(shares, COUNT).texts == made["lm_random"]
+
+
+# ---- the LM's own
+
+
+def test_lm_methods_choose_from_what_the_lm_wrote(material: Material, made: Any) -> None:
+    for label, pool in enumerate(material.pools):
+        written = {candidate.text for candidate in pool}
+        for name in ("lm_random", "lm_by_label", "selection", "noise", "other_class"):
+            assert set(made[name][label]) <= written
+            assert len(set(made[name][label])) == COUNT
+
+
+def test_lm_by_label_takes_the_highest_scores(material: Material, made: Any) -> None:
+    for pool, score_N, texts in zip(material.pools, material.scores, made["lm_by_label"], strict=True):
+        score_of = {candidate.text: float(score) for candidate, score in zip(pool, score_N, strict=True)}
+        left = [score for text, score in score_of.items() if text not in texts]
+        assert min(score_of[text] for text in texts) >= max(left)
+        assert min(left) < max(left)
+
+
+def test_a_larger_random_set_only_adds_texts(material: Material) -> None:
+    for name in ("lm_random", "real_random", "real_herding", "real_k_center"):
+        few, more = (METHODS[name].make(material, count).texts for count in (2, COUNT))
+        assert all(set(a) < set(b) for a, b in zip(few, more, strict=True)), name
+
+
+def test_few_shot_shows_the_lm_rows_of_the_class(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr(
+        methods,
+        "write_after",
+        lambda runner, label, texts, shots, size, g: shown.append((texts, shots)) or ["x"] * size,
+    )
+    assert METHODS["lm_few_shot"].make(material, COUNT).texts == [["x"] * COUNT] * 2
+    assert shown == [(own, 4) for own in material.real_texts]
+
+
+def test_few_shot_writes_again_what_only_repeats_a_row(
+    material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(runner: Any, label: int, texts: list[str], shots: int, size: int, generator: Any) -> list[str]:
+        calls.append(size)
+        return [f" {texts[0]}\n", *(f"of its own {len(calls)} {n}" for n in range(size - 1))]
+
+    calls: list[int] = []
+    monkeypatch.setattr(methods, "write_after", write)
+    monkeypatch.setattr(methods, "_ROUNDS", 3)
+    with pytest.raises(GradmmError) as caught:  # the last text is a row again and again
+        METHODS["lm_few_shot"].make(material, COUNT)
+    assert calls == [3, 1, 1]
+    assert str(caught.value) == (
+        f"the LM {material.lm.name!r} repeats the rows that lm_few_shot shows it: 2 of 3 texts are its own after "
+        "3 tries; leave lm_few_shot out, or raise initial.temperature"
+    )
+    original = [f"new {n}" for n in range(COUNT)]
+    answers = [[material.real_texts[0][1], *original[:2]], original[2:], original]
+    monkeypatch.setattr(methods, "write_after", lambda *args: answers.pop(0))
+    assert METHODS["lm_few_shot"].make(material, COUNT).texts == [original, original]
+
+
+# ---- real rows
+
+
+def objective(material: Material, label: int, chosen: list[int]) -> float:
+    """What selection lowers, of a set of real rows: log of the distance, and log-perplexity."""
+    seen, own = material.seen("real", label), material.target
+    texts = [seen.pool[i].text for i in chosen]
+    sets = [texts if c == label else ["."] for c in range(2)]
+    distance = distances(material, sets, own)[label]
+    weight = material.config.selection.nll_weight
+    return float(torch.tensor(distance).log()) + weight * float(seen.nll_N[chosen].mean())
+
+
+def test_the_coreset_is_better_than_random_subsets(material: Material, made: Any) -> None:
+    generator = make_generator(0, "subsets")
+    for label, texts in enumerate(made["real_coreset"]):
+        pool = [candidate.text for candidate in material.seen("real", label).pool]
+        reached = objective(material, label, [pool.index(text) for text in texts])
+        drawn = [torch.randperm(len(pool), generator=generator)[:COUNT].tolist() for _ in range(20)]
+        found = [objective(material, label, subset) for subset in drawn]
+        assert reached <= min(found) + 1e-6
+        assert reached < sum(found) / len(found) - 0.01
+
+
+def test_coresets_choose_from_so_many_rows_at_most(make_material: MakeMaterial) -> None:
+    material = make_material()
+    material.max_real = 4
+    assert [len(own) for own in material.real_texts] == [4, 4]
+    other = make_material(seed=1)
+    other.max_real = 4
+    assert other.real_texts != material.real_texts
+    for name in REAL[1:]:
+        assert all(map(set.issuperset, map(set, material.real_texts), METHODS[name].make(material, COUNT).texts))
+
+
+def test_k_center_starts_elsewhere_for_another_seed(make_material: MakeMaterial) -> None:
+    firsts = {METHODS["real_k_center"].make(make_material(seed=seed), 1).texts[0][0] for seed in range(6)}
+    herded = {METHODS["real_herding"].make(make_material(seed=seed), 1).texts[0][0] for seed in range(6)}
+    assert len(firsts) > 1 == len(herded)
+
+
+# ---- controls
+
+
+def targets_of(name: str, material: Material, monkeypatch: pytest.MonkeyPatch) -> tuple[ClassTarget, ...]:
+    """What a control selects towards."""
+    seen: list[ReleasedTarget] = []
+
+    def select(kind: str, target: ReleasedTarget, count: int) -> list[list[str]]:
+        seen.append(target)
+        return []
+
+    monkeypatch.setattr(material, "select", select)
+    METHODS[name].make(material, COUNT)
+    assert seen[0].space == material.space
+    return seen[0].classes
+
+
+def test_the_other_class_is_the_target(make_material: MakeMaterial, monkeypatch: pytest.MonkeyPatch) -> None:
+    material = make_material()
+    first, second = material.target.classes
+    assert targets_of("other_class", material, monkeypatch) == (second, first)
+
+
+def test_noise_has_the_targets_size_and_not_its_direction(
+    make_material: MakeMaterial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    material = make_material()
+    noise = targets_of("noise", material, monkeypatch)
+    for own, other in zip(material.target.classes, noise, strict=True):
+        for value, drawn in zip(own.materialised(), other.materialised(), strict=True):
+            assert float(drawn.norm()) == pytest.approx(float(value.norm()), rel=1e-4)
+        (a, _), (b, _) = own.materialised(), other.materialised()
+        assert abs(float((a * b).sum() / (a.norm() * b.norm()))) < 0.1
+    (a, _), (b, _) = (one.materialised() for one in noise)
+    assert abs(float((a * b).sum() / (a.norm() * b.norm()))) < 0.1
+
+
+def test_projection_makes_no_step_towards_the_target(make_material: MakeMaterial) -> None:
+    for name, steps in (("projection", 0), ("admm", 2)):
+        material = make_material()
+        METHODS[name].make(material, COUNT)
+        assert isinstance(material.folder, Kept)
+        own = [state for key, (state, _) in material.folder.states.items() if key.startswith(f"{name}-{COUNT}-")]
+        assert [int(state["inner"]) for state in own] == [steps] * len(own) != []
+        assert all(bool(state["moment1"].any()) == bool(steps) for state in own)
+
+
+def test_projection_does_not_know_the_target(make_material: MakeMaterial) -> None:
+    one, other = make_material(), make_material()
+    other.__dict__["target"] = other.with_target(other.target.classes[::-1])
+    own, swapped = (METHODS["projection"].make(material, COUNT) for material in (one, other))
+    assert own == swapped
+    assert [len(set(texts)) for texts in own.texts] == [COUNT] * len(own.texts)
+
+
+# ---- by name
+
+
+def test_an_unknown_method_is_told_with_the_nearest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        get_method("lm_by_labels")
+    assert str(caught.value) == (
+        "no method 'lm_by_labels'; give file:PATH for texts of your own; did you mean 'lm_by_label'?"
+    )
+    for name, method in METHODS.items():
+        assert get_method(name) is method and method.name == name
+
+
+def test_a_file_of_ones_own_is_a_method(tmp_path: Any, material: Material) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("text,label\nHow dull.,negative\nHow bad.,negative\nHow fine.,positive\n")
+    method = get_method(f"file:{path}")
+    assert (method.name, method.kind, method.needs) == (f"file:{path}", "synthetic", ())
+    texts = method.make(material, 1).texts
+    assert texts[0][0] in ("How dull.", "How bad.") and texts[1] == ["How fine."]
+    assert method.make(material, COUNT).texts == [["How dull.", "How bad."], ["How fine."]]
+    assert own_texts("search", ("negative", "positive")) is None
+    with pytest.raises(DataError):
+        own_texts(f"file:{tmp_path / 'nowhere.csv'}", ("negative", "positive"))
+
+
+def test_a_run_of_ones_own_is_a_method(
+    tmp_path: Any, lm: LanguageModel, material: Material, rows: LabelledData
+) -> None:
+    config = GenerateConfig.model_validate(SMALL | {"texts_per_class": 2, "references": False})
+    result = generate(lm, "sst2", rows, config, tmp_path / "run")
+    texts = get_method(f"file:{tmp_path / 'run'}").make(material, 2).texts
+    assert texts == [result.texts_of(0), result.texts_of(1)]
