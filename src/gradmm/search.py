@@ -77,6 +77,12 @@ class Seen:
     """Log-perplexity, float64; zeros where it does not count."""
     kernel: FactorKernel
 
+    @property
+    def nll_free(self) -> float:
+        """Mean of the LM's own samples, which is readable enough; of all candidates where there are none."""
+        own = [i for i, candidate in enumerate(self.pool) if candidate.source == "lm"]
+        return float((self.nll_N[own] if own else self.nll_N).mean())
+
 
 def as_found(made: Made) -> Found:
     """ADMM's texts as they are."""
@@ -219,7 +225,7 @@ class Search:
         chosen = self.select(seen, target, count)
         order = sorted(chosen.indices)
         selected = [seen.pool[i].text for i in order]
-        state = self.refine(target, label, selected, folder, stage)
+        state = self.refine(target, label, selected, seen.nll_free, folder, stage)
         weights = self._weights(target, label, state.texts) if settings.weights else [1.0] * count
         texts = [
             Written(
@@ -266,7 +272,7 @@ class Search:
         texts = [candidate.text for candidate in pool]
         kernel = FactorKernel(self._factors(label, texts, space), self.bias)
         nll_N = torch.zeros(len(pool), dtype=torch.float64)
-        if self.config.selection.nll_weight:
+        if self.config.selection.nll_weight or self.config.refinement.nll_weight:
             nll = log_perplexity(self.lm, self.task.texts_ids(texts), self.runner.limit)
             nll_N = torch.tensor(nll, dtype=torch.float64).nan_to_num()
         return Seen(label, list(pool), score_N, nll_N, kernel)
@@ -284,8 +290,10 @@ class Search:
             seen.kernel,
             seen.kernel.align(own),
             components(own.square_norm(), self.bias).cpu().double()[:, 0],
-            settings.nll_weight * seen.nll_N - settings.label_weight * log_score_N,
+            -settings.label_weight * log_score_N,
             SimilarityKernel(texts, settings.diversity_weight) if settings.diversity_weight else None,
+            settings.nll_weight * seen.nll_N if settings.nll_weight else None,
+            settings.nll_weight * seen.nll_free,
         )
 
     def _factors(self, label: int, texts: Sequence[str], space: Space) -> Iterator[Factors]:
@@ -300,7 +308,13 @@ class Search:
         return self.runner.limit.map(some, ids, "computing the candidates' gradients")
 
     def refine(
-        self, target: ReleasedTarget, label: int, texts: list[str], folder: Checkpoints, stage: Stage
+        self,
+        target: ReleasedTarget,
+        label: int,
+        texts: list[str],
+        nll_free: float,
+        folder: Checkpoints,
+        stage: Stage,
     ) -> RefinementState:
         """Changes tokens of a class's set for a target, from a checkpoint on where there is one."""
         config, runner = self.config, self.runner
@@ -314,6 +328,7 @@ class Search:
             config.refinement,
             runner.limit,
             lambda *purpose: make_generator(config.seed, "refine", *purpose),
+            nll_free,
         )
         name = f"refined-{label:06d}"
         kept = folder.load_state(name)

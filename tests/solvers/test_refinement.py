@@ -18,6 +18,7 @@ from gradmm.solvers.refinement import FRESH, RefinementConfig, RefinementState, 
 from solver_oracles import distance_slowly, log_perplexity_slowly, mean_gradient, next_logits, text_gradient
 
 LABEL = 1
+FREE = 4.8  # nats per token, about what random models give
 ROWS = [
     ["The film is bad.", "A dull story with a bad end"],
     ["The film is great.", "A fine story", "This makes me feel happy. I feel happy", "What a great end!"],
@@ -61,6 +62,7 @@ def refining(tiny_lm, tiny_task):
             config,
             limit or BatchLimit(),
             lambda *purpose: make_generator(seed, *purpose),
+            FREE,
         )
         return lm, task, refiner
 
@@ -89,7 +91,7 @@ def objective_slowly(lm, task, distance, texts, nll_weight, space=IDENTITY):
 
     value = distance_slowly(distance, gradient(texts), gradient(ROWS[LABEL]), lm.head.bias_V is not None)
     nll = [log_perplexity_slowly(lm, task.text_ids(text), lm.tokenizer.bos_token_id) for text in texts]
-    return math.log(max(float(value), 1e-9)) + nll_weight * sum(nll) / len(nll)
+    return math.log(max(float(value), 1e-9)) + nll_weight * max(0.0, sum(nll) / len(nll) - FREE)
 
 
 @pytest.mark.parametrize("nll_weight", [0.0, 0.05])

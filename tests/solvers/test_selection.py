@@ -28,6 +28,7 @@ from gradmm.solvers.selection import (
 )
 
 V, D = 6, 5
+FREE = 0.5  # of log-perplexities between 0 and 1
 NAMES, BIASES = ("cosine", "relative_l2"), ("joint", "separate", "ignore")
 WORDS = ("a", "film", "great", "bad", "story", "the", "end", "fine")
 seeds, names, biases = st.integers(0, 9999), st.sampled_from(NAMES), st.sampled_from(BIASES)
@@ -56,12 +57,13 @@ class Problem:
         self.penalty_N = torch.rand(size, generator=draw, dtype=torch.float64)
         places = torch.randint(len(WORDS), (size, 6), generator=draw)
         self.texts = [" ".join(WORDS[k] for k in row) for row in places.tolist()]
+        self.nll_N = torch.rand(size, generator=draw, dtype=torch.float64)
 
     def moved(self, order):
         """The same candidates in another order, or some of them, or some more than once."""
         other = copy.copy(self)
         other.factors, other.penalty_N = self.factors.sets(list(order)), self.penalty_N[list(order)]
-        other.texts = [self.texts[i] for i in order]
+        other.texts, other.nll_N = [self.texts[i] for i in order], self.nll_N[list(order)]
         return other
 
     def candidates(self):
@@ -73,6 +75,7 @@ class Problem:
             components(self.target.square_norm(), self.bias).double()[:, 0],
             self.alpha * self.penalty_N,
             SimilarityKernel(self.texts, self.diversity, size=2**16) if self.diversity else None,
+            *self.readability(),
         )
 
     def exact(self):
@@ -81,7 +84,18 @@ class Problem:
         alignment_QN = torch.stack([g @ t for g, t in zip(g_QNM, t_QM, strict=True)])
         target_Q = torch.stack([t @ t for t in t_QM])
         similarity = DenseKernel(self.similarities()[None] * self.diversity) if self.diversity else None
-        return Candidates(DenseKernel(gg_QNN), alignment_QN, target_Q, self.alpha * self.penalty_N, similarity)
+        return Candidates(
+            DenseKernel(gg_QNN),
+            alignment_QN,
+            target_Q,
+            self.alpha * self.penalty_N,
+            similarity,
+            *self.readability(),
+        )
+
+    def readability(self):
+        """Weighted log-perplexities, and what of their mean costs nothing: some sets are above it, some below."""
+        return (self.alpha * self.nll_N, self.alpha * FREE) if self.alpha else (None, 0.0)
 
     def vectors(self):
         """Target and gradients as vectors, per component of the distance."""
@@ -118,9 +132,9 @@ class Problem:
     def objective(self, members):
         """From its definition."""
         members = list(members)
-        value = math.log(max(float(self.distance(members)), 1e-9)) + self.alpha * float(
-            self.penalty_N[members].mean()
-        )
+        value = math.log(max(float(self.distance(members)), 1e-9))
+        value += self.alpha * float(self.penalty_N[members].mean())
+        value += self.alpha * max(0.0, float(self.nll_N[members].mean()) - FREE)
         if self.diversity and len(members) > 1:
             similar = self.similarities()
             pairs = [float(similar[i, j]) for i in members for j in members if i != j]
@@ -231,6 +245,8 @@ def best_of_all(problem, candidates, count):
     gg_QS, gt_QS = gram_QSnn.mean((2, 3)), candidates.alignment_QN[:, sets_Sn].mean(2)
     values_S = FORMULAS[problem.name](gg_QS, gt_QS, candidates.target_Q[:, None]).mean(0).clamp_min(1e-9).log()
     values_S = values_S + candidates.penalty_N[sets_Sn].mean(1)
+    if candidates.nll_N is not None:
+        values_S = values_S + (candidates.nll_N[sets_Sn].mean(1) - candidates.nll_free).clamp_min(0)
     if candidates.similarity is not None:
         similar_Snn = candidates.similarity.gram_QNN[0][sets_Sn[:, :, None], sets_Sn[:, None, :]]
         apart = similar_Snn.sum((1, 2)) - similar_Snn.diagonal(dim1=1, dim2=2).sum(1)
@@ -360,10 +376,10 @@ def test_a_kernel_that_is_not_quite_symmetric_leads_nowhere_twice():
         assert found.objective == pytest.approx(problem.objective(found.indices), abs=1e-10)  # noise adds up to 0
 
 
-@pytest.mark.parametrize("what", ["penalty_N", "alignment_QN"])
+@pytest.mark.parametrize("what", ["penalty_N", "nll_N", "alignment_QN"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_numbers_that_are_none_do_not_go_unnoticed(what, bad):
-    candidates = Problem(9).exact()
+    candidates = Problem(9, alpha=0.3).exact()
     getattr(candidates, what)[..., 4] = bad
     with pytest.raises(AssertionError):
         select(candidates, 2, FORMULAS["cosine"])

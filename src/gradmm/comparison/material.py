@@ -170,9 +170,11 @@ class Material:
     def refine(self, target: ReleasedTarget, texts: Sequence[Sequence[str]], name: str) -> list[list[str]]:
         """The sets with tokens changed for a target; `name` keeps it apart from other refinements."""
         search, folder = self.search(len(texts[0])), Within(self.folder, name)
-        return [
-            search.refine(target, label, list(own), folder, self.stage).texts for label, own in enumerate(texts)
-        ]
+        found = []
+        for label, own in enumerate(texts):
+            free = self.seen("lm", label).nll_free
+            found.append(search.refine(target, label, list(own), free, folder, self.stage).texts)
+        return found
 
     @cached_property
     def features(self) -> list[Tensor]:

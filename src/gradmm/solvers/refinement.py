@@ -1,6 +1,6 @@
 """Refinement: change one token of one text at a time, as long as the objective of the whole set falls.
 
-    objective(S) = log D(mean of S, target) + nll_weight * mean log-perplexity of S
+    objective(S) = log D(mean of S, target) + nll_weight * max(0, mean log-perplexity of S - free)
 
 A sweep goes through all places (text, position) once, in random order. At a place, tokens are drawn from the LM's
 own distribution after the class's prompt and the tokens before; each gives a changed text, which is decoded and
@@ -52,8 +52,9 @@ class RefinementConfig(BaseModel):
     temperature: float = Field(1.0, gt=0)
     """Of the LM's distribution that they are drawn from."""
     nll_weight: float = Field(1.0, ge=0)
-    """[alpha] Weight of the mean log-perplexity (nats per token) beside the logarithm of the distance. More than
-    in selection, because texts that the LM wrote as a whole read better than their log-perplexity says."""
+    """[alpha] Weight of the mean log-perplexity (nats per token), as far as it exceeds that of the LM's own
+    samples, beside the logarithm of the distance. More than in selection, because texts that the LM wrote as a
+    whole read better than their log-perplexity says."""
 
 
 @dataclass
@@ -113,6 +114,7 @@ class Refiner:
         config: budget and proposals.
         limit: texts that go through the model at once.
         make_generator: a random generator for a purpose.
+        nll_free: mean log-perplexity of a set that costs nothing.
     """
 
     def __init__(
@@ -126,7 +128,9 @@ class Refiner:
         config: RefinementConfig,
         limit: BatchLimit,
         make_generator: Callable[..., torch.Generator],
+        nll_free: float = 0.0,
     ) -> None:
+        self.nll_free = nll_free
         self.lm, self.task, self.label, self.config = lm, task, label, config
         self.limit, self.make_generator = limit, make_generator
         self.target, self.space = target.classes[label], target.space
@@ -321,4 +325,4 @@ class Refiner:
     def _objective(self, gg_QM: Tensor, gt_QM: Tensor, nll_M: Tensor, n: int) -> Tensor:
         """Of sets of n texts, from sums over their texts."""
         distance_QM = self.formula(gg_QM / n**2, gt_QM / n, self._target_Q.unsqueeze(1))
-        return log_scale(distance_QM.mean(0)) + self.config.nll_weight * nll_M / n
+        return log_scale(distance_QM.mean(0)) + self.config.nll_weight * (nll_M / n - self.nll_free).clamp_min(0)

@@ -1,6 +1,7 @@
 """Selection: of many candidate texts, the n whose mean gradient is nearest to the target.
 
-    objective(S) = log D(mean of S, target) + mean penalty of S + diversity * mean similarity of two texts in S
+    objective(S) = log D(mean of S, target) + alpha * max(0, mean log-perplexity of S - free)
+                   + mean penalty of S + diversity * mean similarity of two texts in S
 
 First greedily, one text after the other; then by exchanges: each place in turn is given to the text that serves
 it best, round and round, until no single exchange lowers the objective. D depends on inner products alone, so
@@ -9,7 +10,8 @@ of the kernel is never computed.
 
 Candidates stand in an order of their own (that of their texts), and ties go to the first: the order in which they
 were made plays no part. The logarithm makes weights mean the same for every model, data set and number of texts:
-distances differ by orders of magnitude, nats per token do not.
+distances differ by orders of magnitude, nats per token do not. What is as readable as the LM's own samples
+(`free`) is readable enough: below that, texts would only become trite.
 
 Shape suffixes: N candidates, n chosen, Q components of the distance (one, or weight and bias apart), M counters.
 """
@@ -43,8 +45,9 @@ class SelectionConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     nll_weight: float = Field(0.5, ge=0)
-    """[alpha] Weight of the mean log-perplexity (nats per token) beside the logarithm of the distance: with 0.5,
-    a set that is harder to read by a nat has to lower the distance by 40%."""
+    """[alpha] Weight of the mean log-perplexity (nats per token), as far as it exceeds that of the LM's own
+    samples, beside the logarithm of the distance: with 0.5, a set that is harder to read by a nat has to lower the
+    distance by 40%."""
     label_weight: float = Field(0.0, ge=0)
     """Weight of the mean of minus the label's calibrated log-probability, beside the same."""
     diversity_weight: float = Field(0.0, ge=0)
@@ -80,9 +83,13 @@ class Candidates:
     target_Q: Tensor
     """<T, T>, float64."""
     penalty_N: Tensor
-    """What is averaged over a set: log-perplexity and label score, weighted; float64, finite."""
+    """What is averaged over a set, such as label scores, weighted; float64, finite."""
     similarity: Kernel | None = None
     """Of texts, weighted (Q = 1); None where diversity does not count."""
+    nll_N: Tensor | None = None
+    """Log-perplexity, weighted; float64, finite; None where it does not count."""
+    nll_free: float = 0.0
+    """Mean log-perplexity of a set that costs nothing, weighted likewise."""
 
     def __len__(self) -> int:
         """N."""
@@ -113,7 +120,8 @@ def select(candidates: Candidates, count: int, formula: Formula, exchange: bool 
         Exactly `count` different candidates.
     """
     assert 1 <= count <= len(candidates), (count, len(candidates))
-    known = (candidates.kernel.diagonal_QN, candidates.alignment_QN, candidates.penalty_N)
+    known = [candidates.kernel.diagonal_QN, candidates.alignment_QN, candidates.penalty_N]
+    known += [] if candidates.nll_N is None else [candidates.nll_N]
     assert all(bool(values.isfinite().all()) for values in known), "a NaN would be chosen first"
     chosen = _Set(candidates, formula)
     for _ in range(count):
@@ -171,7 +179,9 @@ class _Set:
         """The objective."""
         at, own, texts = self.members, self.candidates, self._texts
         pairs = None if texts is None else texts.within(at)
-        gt_Q1, penalty_1 = own.alignment_QN[:, at].sum(1, keepdim=True), own.penalty_N[at].sum()[None]
+        gt_Q1, penalty_1 = own.alignment_QN[:, at].sum(1, keepdim=True), own.penalty_N[at].mean()[None]
+        if own.nll_N is not None:
+            penalty_1 = penalty_1 + (own.nll_N[at].mean() - own.nll_free).clamp_min(0)
         return float(self._objective(len(at), self._gradients.within(at), gt_Q1, penalty_1, pairs))
 
     def objectives(self, without: int | None) -> Tensor:
@@ -180,14 +190,17 @@ class _Set:
         old = None if without is None else rest.pop(without)
         pairs = None if texts is None else texts.with_each(rest, old)
         gt_QN = own.alignment_QN[:, rest].sum(1, keepdim=True) + own.alignment_QN
-        penalty_N = own.penalty_N[rest].sum() + own.penalty_N
-        return self._objective(len(rest) + 1, self._gradients.with_each(rest, old), gt_QN, penalty_N, pairs)
+        count = len(rest) + 1
+        penalty_N = (own.penalty_N[rest].sum() + own.penalty_N) / count
+        if own.nll_N is not None:
+            penalty_N = penalty_N + ((own.nll_N[rest].sum() + own.nll_N) / count - own.nll_free).clamp_min(0)
+        return self._objective(count, self._gradients.with_each(rest, old), gt_QN, penalty_N, pairs)
 
     def _objective(self, count: int, gg: _Sums, gt_QN: Tensor, penalty_N: Tensor, texts: _Sums | None) -> Tensor:
-        """Of one set or of many, from sums over all members."""
+        """Of one set or of many, from sums over all members and from mean penalties."""
         gg_QN = torch.maximum(gg.pairs_QN, _CANCELLED * gg.own_QN)
         distance_QN = self.formula(gg_QN / count**2, gt_QN / count, self.candidates.target_Q.unsqueeze(1))
-        values_N = log_scale(distance_QN.mean(0)) + penalty_N / count
+        values_N = log_scale(distance_QN.mean(0)) + penalty_N
         if texts is not None and count > 1:
             values_N = values_N + (texts.pairs_QN - texts.own_QN)[0] / (count * (count - 1))
         return values_N
