@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ Folder = Annotated[Path, typer.Option("--output-dir", "-o", help="Run folder; an
 Path_ = Annotated[
     bool, typer.Option("--path", help="Also follow the gradients' error along the trainings on our texts.")
 ]
+_WIDTH = 120  # of tables that go into a file
 
 
 def compare(
@@ -39,4 +41,7 @@ def compare(
     settings = load_settings(CompareConfig, config, {"path": path or None}, set_ or ())
     with interruptible(goes_on=True):
         found = run(settings, output_dir, make_reporter(quiet), resume.value)
-    show_comparison(Console(), found)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_WIDTH)
+    show_comparison(console, found)
