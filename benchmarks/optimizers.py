@@ -78,7 +78,7 @@ def measure(name: str, optim: str, kinds: str) -> dict[str, float]:
 
 
 def _step(optimizer: Any, losses: dict[str, Callable[[], Any]]) -> None:
-    from gradmm.training.optimizers import Addax
+    from gradmm.training.addax import Addax
 
     if isinstance(optimizer, Addax):
         optimizer.step(losses.get("short"), losses.get("long"))

@@ -1,4 +1,4 @@
-"""`gradmm.training.optimizers`: against steps with everything stored, in float64, and against torch's own."""
+"""`gradmm.training.addax` and `optimizers`: against steps with everything stored, in float64, and against torch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,9 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from gradmm.errors import ConfigError, NonFiniteError
-from gradmm.training import optimizers
-from gradmm.training.optimizers import (
-    Addax,
-    OptimizerConfig,
-    _Correction,
-    make_optimizer,
-    make_schedule,
-    split_by_length,
-)
+from gradmm.training import addax
+from gradmm.training.addax import Addax, _Correction, split_by_length
+from gradmm.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 
 HALVES = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, *HALVES)
@@ -121,7 +115,7 @@ def bits_of(tensors):
 @pytest.fixture(params=[5, 2**18])
 def piece(request, monkeypatch):
     """Parameters in many pieces, and each in one."""
-    monkeypatch.setitem(optimizers._PIECE, "cpu", request.param)
+    monkeypatch.setitem(addax._PIECE, "cpu", request.param)
 
 
 # ---- steps
@@ -284,7 +278,7 @@ def zeros(*sizes, dtype=torch.float64):
 
 
 def test_z_is_normal_and_new_for_every_step_parameter_piece_and_seed(monkeypatch):
-    monkeypatch.setitem(optimizers._PIECE, "cpu", 4000)
+    monkeypatch.setitem(addax._PIECE, "cpu", 4000)
     parameters = zeros(8000, 8000)
     found = directions(Addax(parameters, seed=5), parameters, steps=2)
     other = directions(Addax(parameters, seed=6), parameters)
@@ -378,7 +372,7 @@ def contents(dtype):
 @pytest.mark.parametrize("perturbation", [1e-3, 1.0, 1e-7])
 @pytest.mark.parametrize("fails", [1, 2, None])
 def test_weights_come_back_bit_for_bit(piece, dtype, perturbation, fails):
-    few = slice(48 if optimizers._PIECE["cpu"] == 5 else None)  # a piece takes its time
+    few = slice(48 if addax._PIECE["cpu"] == 5 else None)  # a piece takes its time
     tensors = [*(own[few] for own in contents(dtype)), torch.empty(0, dtype=dtype)]
     parameters = [torch.nn.Parameter(own) for own in tensors]
     frozen = torch.nn.Parameter(tensors[1].clone(), requires_grad=False)
@@ -406,7 +400,7 @@ def test_weights_come_back_bit_for_bit(piece, dtype, perturbation, fails):
 
 
 def test_weights_come_back_where_memory_runs_out_while_they_are_moved(monkeypatch):
-    monkeypatch.setitem(optimizers._PIECE, "cpu", 16)
+    monkeypatch.setitem(addax._PIECE, "cpu", 16)
     model, made, between = TinyLM(dtype=torch.float32), [], _Correction.between
 
     def failing(old, new):

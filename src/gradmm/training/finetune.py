@@ -25,8 +25,9 @@ from gradmm.labelling import class_log_probs, own_log_probs
 from gradmm.memory import BatchLimit, is_out_of_memory
 from gradmm.models import LanguageModel
 from gradmm.seeds import derive_seed
+from gradmm.training.addax import Addax, split_by_length
 from gradmm.training.evaluate import evaluate
-from gradmm.training.optimizers import Addax, OptimizerConfig, make_optimizer, make_schedule, split_by_length
+from gradmm.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from gradmm.training.rows import TokenRows
 from gradmm.training.trainable import LoraSettings, TrainableModel
 
