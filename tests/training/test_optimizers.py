@@ -1,4 +1,4 @@
-"""`gradmm.training.addax` and `optimizers`: against steps with everything stored, in float64, and against torch."""
+"""`gradmm.training.addax` and `optimizers`: against float64 steps with everything stored, and against torch."""
 
 from __future__ import annotations
 
