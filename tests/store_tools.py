@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import Tensor
 
 from gradmm.errors import RunFolderError
 from gradmm.store import RunFolder
@@ -95,3 +96,16 @@ def made(path: Path, what: str) -> Path:
         (path / "state" / "lock").touch()
         (path / ".fingerprint.json.x.tmp").touch()
     return path
+
+
+class Kept:
+    """Checkpoints in memory."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+
+    def save_state(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        self.states[name] = dict(tensors), dict(facts)
+
+    def load_state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        return self.states.get(name)

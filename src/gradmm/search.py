@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gradmm.blocks import BlockRunner, Made
 from gradmm.checkpoints import Checkpoints
-from gradmm.decoding import PromptCache, log_perplexity
+from gradmm.decoding import log_perplexity
 from gradmm.errors import ConfigError, DataError
 from gradmm.gradients.distances import FORMULAS, components
 from gradmm.gradients.factors import Factors, label_factors
@@ -33,7 +33,6 @@ from gradmm.solvers.refinement import FRESH, RefinementState, Refiner
 from gradmm.solvers.selection import Candidates, FactorKernel, Selected, SimilarityKernel, fit_weights, select
 
 log = logging.getLogger("gradmm")
-_SHARED = 16  # texts that are written after one list of selected texts
 _CHUNK = 256  # LM texts that are drawn, and kept in the run folder, together
 _PUBLIC = 4096  # texts of all classes that a space is fitted on, at most
 
@@ -348,48 +347,6 @@ class Search:
         name: Literal["cosine", "relative_l2"] = "relative_l2" if named == "relative_l2" else "cosine"
         weights: list[float] = fit_weights(candidates, range(len(texts)), name).tolist()
         return weights
-
-
-def write_after(
-    runner: BlockRunner, label: int, shown: Sequence[str], shots: int, size: int, generator: torch.Generator
-) -> list[str]:
-    """What the LM writes after the class's instruction and texts, and again, and then without a text.
-
-    Args:
-        runner: the run's model, task, settings and bans.
-        label: the class.
-        shown: texts to show, of which every prompt has some, in random order.
-        shots: how many; fewer where they do not fit the context.
-        size: texts to write.
-        generator: random generator on the CPU.
-    """
-    task, config, written = runner.task, runner.config, list[str]()
-    asked = task.task.instruction(label)
-    while len(written) < size:
-        count = min(_CHUNK, size - len(written))
-        draws = [
-            torch.randperm(len(shown), generator=generator)[:shots].tolist() for _ in range(-(-count // _SHARED))
-        ]
-        prompts = [_listed(runner, asked, [shown[i] for i in own]) for own in draws]
-        cache = PromptCache(runner.lm, prompts, runner.limit)
-        of_prompt = [i // _SHARED for i in range(count)]
-        ids = write_texts(
-            task, cache, runner.allowed_V, of_prompt, config.lengths, config.initial, generator, ("\n", asked)
-        )
-        written += [task.decode(row) for row in ids]
-    return written
-
-
-def _listed(runner: BlockRunner, asked: str, shots: list[str]) -> list[int]:
-    """Tokens of the prompt, with as many of the texts as leave room for another one."""
-    task = runner.task
-    room = task.max_length - runner.config.lengths.max_tokens - 2
-    while True:
-        prompt = "".join(f"{asked} {shot}\n" for shot in shots) + asked
-        ids = task.bos_ids + list(task.tokenizer(prompt, add_special_tokens=False).input_ids)
-        if len(ids) <= room or not shots:
-            return ids
-        shots = shots[1:]
 
 
 def _one_set(parts: Sequence[Factors]) -> Factors:

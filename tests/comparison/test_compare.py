@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from torch import Tensor
+from pydantic import ValidationError
 
 import gradmm
 from gradmm.comparison import runner
@@ -32,6 +31,7 @@ from gradmm.models import load_model
 from gradmm.progress import Reporter
 from gradmm.store import RunFolder, as_json
 from gradmm.training.rows import TokenRows, tokenise_data
+from store_tools import Kept
 from tiny_models import make_model, make_tokenizer
 
 NAMES = ("negative", "positive")
@@ -43,17 +43,8 @@ MOST = tuple(name for name in METHODS if name not in ("real_k_center", "noise", 
 FEW = ("search", "lm_few_shot", "real_random", "real_coreset")
 
 
-class Kept:
-    """Checkpoints in memory."""
-
-    def __init__(self) -> None:
-        self.states: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
-
-    def save_state(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        self.states[name] = dict(tensors), dict(facts)
-
-    def load_state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        return self.states.get(name)
+class Sets(Kept):
+    """Checkpoints of a comparison."""
 
     def texts(self, seed: int, name: str) -> list[list[str]]:
         found: list[list[str]] = self.states[f"seed-{seed:03d}-texts-{name}"][1]["texts"]
@@ -129,9 +120,9 @@ def settings(files: Path, **changes: Any) -> CompareConfig:
     return CompareConfig.model_validate(small | changes)
 
 
-def arena(config: CompareConfig, data: LabelledData | None = None) -> tuple[Arena, Kept]:
+def arena(config: CompareConfig, data: LabelledData | None = None) -> tuple[Arena, Sets]:
     """What `compare` makes of settings, with checkpoints in memory."""
-    lm, kept = load_model(config.model), Kept()
+    lm, kept = load_model(config.model), Sets()
     task = BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length)
     dev, test = (tokenise_data(task, load_data(None, config.other(role))) for role in ("dev", "test"))
     return Arena(config, lm, task, lm, task, data or load_data(None, config.data), dev, test, kept), kept
@@ -244,9 +235,9 @@ def test_the_path_is_followed_on_our_texts_of_the_largest_budget(whole: Any, fil
     assert all(point.error_head > 0 and -1 <= point.cosine_all <= 1 for point in points)
     assert points[0].error_all != points[-1].error_all
     alone, kept = arena(settings(files, methods=["lm_random"], budgets=[2, 3], path=True))
-    assert alone.follow() == points  # whatever is compared
+    assert alone.follow(whole[0].records) == points  # whatever else is compared
     assert [name for name in kept.states if "texts" in name] == ["seed-000-texts-search-3"]
-    assert alone.follow() == points
+    assert alone.follow([]) == points  # as it was kept
 
 
 def test_trainings_differ_by_seed_on_one_set(files: Path) -> None:
@@ -479,3 +470,16 @@ def test_the_targets_time_is_that_of_methods_that_use_it_whatever_the_order(
     monkeypatch.setattr(material, "class_target", slowly)
     records = arena(settings(files, methods=methods, seeds=1))[0].run(Counting())
     assert {one["method"]: one["seconds_texts"] for one in records} == {"search": 200, "real_random": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("pool.files", ["mine.csv"]), ("label_check.min_probability", 0.5), ("selection.weights", True)],
+)
+def test_settings_that_a_comparison_does_not_use_are_refused(name: str, setting: Any) -> None:
+    group, key = name.split(".")
+    given = {"dev": "validation", "test": "test", "generate": {group: {key: setting}}}
+    with pytest.raises(
+        ValidationError, match=rf"generate\.{name} is not used by a comparison; leave it out, or make"
+    ):
+        CompareConfig.model_validate(given)

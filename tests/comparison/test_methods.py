@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from gradmm.comparison import methods
 from gradmm.comparison.material import Material
@@ -23,6 +22,7 @@ from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.pipeline import generate
 from gradmm.seeds import make_generator
+from store_tools import Kept
 
 COUNT = 3
 WORDS = (("bad", "dull", "sad"), ("great", "fine", "happy"))
@@ -43,19 +43,6 @@ SYNTHETIC = ("search", "selection", "admm", "lm_random", "lm_by_label", "lm_few_
 CONTROLS = ("projection", "noise", "other_class")
 REAL = ("real_random", "real_herding", "real_k_center", "real_coreset")
 MakeMaterial = Callable[..., Material]
-
-
-class Kept:
-    """Checkpoints in memory."""
-
-    def __init__(self) -> None:
-        self.states: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
-
-    def save_state(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        self.states[name] = dict(tensors), dict(facts)
-
-    def load_state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        return self.states.get(name)
 
 
 @pytest.fixture(scope="module")

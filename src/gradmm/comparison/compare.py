@@ -97,7 +97,7 @@ def compare(
             arena = Arena(config, lm, bound, student, student_task, data, dev, test, folder)
             with (reporter or Reporter()).stage("compare", arena.trainings, "trainings") as stage:
                 records = arena.run(stage)
-            path = arena.follow() if config.path else []
+            path = arena.follow(records) if config.path else []
             found = Comparison(records, summarise(records), path, folder.path if output_dir else None)
             _write(folder, found)
         folder.finish()

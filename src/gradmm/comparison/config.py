@@ -96,4 +96,16 @@ class CompareConfig(SplitsConfig):
                 raise ValueError(f"{name} is empty; name one at least")
             if len(set(given)) < len(given):
                 raise ValueError(f"{name} {list(given)} holds one twice; name each once")
+        made = self.generate
+        unused = {
+            "pool.files": made.pool.files,
+            "label_check.min_probability": made.label_check.min_probability,
+            "selection.weights": made.selection.weights,
+        }
+        for name, setting in unused.items():
+            if setting:
+                raise ValueError(
+                    f"generate.{name} is not used by a comparison; leave it out, or make the texts with `gradmm "
+                    "generate` and name the run as a method, file:RUN"
+                )
         return self

@@ -13,12 +13,12 @@ import torch
 
 from gradmm.checkpoints import Within
 from gradmm.comparison.coresets import draw_start, herding, k_center
+from gradmm.comparison.few_shot import write_after
 from gradmm.comparison.material import Material, Need
 from gradmm.data.sources import DataConfig, LabelledData, load_data
 from gradmm.errors import ConfigError, GradmmError, nearest
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
 from gradmm.result import texts_of_run
-from gradmm.search import write_after
 from gradmm.solvers.pool import clean
 
 OURS = "search"

@@ -80,17 +80,23 @@ class Arena:
                 rates |= choose_rates(records)
         return [one for one in records if one["learning_rate"] == rates[one["method"], one["budget"]]]
 
-    def follow(self) -> list[PathPoint]:
-        """Gradients on our texts and on real rows, at quarters of the training on the former."""
+    def follow(self, records: list[Record]) -> list[PathPoint]:
+        """Gradients on our texts and on real rows, at quarters of the training on the former.
+
+        At the learning rate that was chosen for our texts; if they were not compared, at the first one.
+        """
         kept = self.folder.load_state("path")
         if kept is not None:
             return [PathPoint(**point) for point in kept[1]["points"]]
         material = self._material(0)
-        made = self._texts(Cell(get_method(OURS), max(self.config.budgets), 0), material)
+        cell = Cell(get_method(OURS), max(self.config.budgets), 0)
+        made = self._texts(cell, material)
         counts = [min(self.config.path_rows, count) for count in material.rows.counts()]
         real = tokenise_data(self.student_task, material.rows.sample(counts, 0))
         rows = tokenise(self.student_task, made["texts"], made["weights"])
-        config = self.config.train.model_copy(update={"learning_rate": self.config.learning_rates[0]})
+        own = [one["learning_rate"] for one in records if (one["method"], one["budget"]) == (OURS, cell.budget)]
+        rate = own[0] if own else self.config.learning_rates[0]
+        config = self.config.train.model_copy(update={"learning_rate": rate})
         steps = [config.max_steps * quarter // 4 for quarter in range(5)]
         found = follow(self.student, self.student_task, rows, real, config, steps)
         self.folder.save_state("path", {}, {"points": [asdict(point) for point in found]})
