@@ -48,7 +48,7 @@ def herding(features_ND: Tensor, count: int) -> list[int]:
     for size in range(1, count + 1):
         # |size * mean - sum - x|^2 without what is the same for every x
         closeness_N = 2 * (unit_ND @ (size * mean_D - sum_D)) - square_N
-        chosen.append(_take_best(closeness_N, is_free_N))
+        chosen.append(_take_best(closeness_N, is_free_N, size))  # its terms are as long as `size` rows of length 1
         sum_D += unit_ND[chosen[-1]]
     return chosen
 
@@ -137,10 +137,13 @@ def _distances(features_ND: Tensor, point_D: Tensor) -> Tensor:
     return torch.cdist(features_ND, point_D[None], compute_mode=mode)[:, 0]
 
 
-def _take_best(values_N: Tensor, is_free_N: Tensor) -> int:
-    """The first of the free rows whose value is the largest; it is free no longer."""
+def _take_best(values_N: Tensor, is_free_N: Tensor, scale: float = 0.0) -> int:
+    """The first of the free rows whose value is the largest; it is free no longer.
+
+    `scale` is the size of what cancelled in the values, where it can be more than the size of the values.
+    """
     free_N = values_N.masked_fill(~is_free_N, -torch.inf)
-    slack = _TIE * values_N[is_free_N].abs().max()
+    slack = _TIE * max(scale, float(values_N[is_free_N].abs().max()))
     best = int((free_N >= free_N.max() - slack).nonzero()[0])
     is_free_N[best] = False
     return best
