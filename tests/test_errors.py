@@ -18,6 +18,7 @@ from gradmm import errors
         (errors.ModelError, (errors.GradmmError, ValueError), 1),
         (errors.RunFolderError, (errors.GradmmError,), 1),
         (errors.NonFiniteError, (errors.GradmmError, ArithmeticError), 1),
+        (errors.PrivacyBudgetError, (errors.GradmmError,), 3),
     ],
 )
 def test_error_kinds(kind: type[errors.GradmmError], parents: tuple[type, ...], exit_code: int) -> None:

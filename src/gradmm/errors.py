@@ -47,7 +47,13 @@ class NonFiniteError(GradmmError, ArithmeticError):
 
 
 class OutOfMemoryError(GradmmError):
-    """A single text is more than the memory holds."""
+    """A single text is more than the memory holds, or all candidates are more than memory and disk."""
+
+
+class PrivacyBudgetError(GradmmError):
+    """A release would cost more privacy than the budget holds; nothing was drawn."""
+
+    exit_code = 3
 
 
 def printable(text: str) -> str:

@@ -31,12 +31,14 @@ from torch import Tensor
 
 from gradmm.gradients.distances import Formula, components, log_scale
 from gradmm.gradients.factors import Factors, Inner, inner, join_sets
+from gradmm.gradients.stored import StoredFactors
 from gradmm.gradients.target import ClassTarget
 
 _GAIN = 1e-9  # what an exchange has to gain to be more than rounding
 _CANCELLED = 1e-6  # of the sum of |g|^2: below this, |sum of g|^2 is what float32 made of opposite gradients
 _KEPT_BYTES = 2**29  # rows of members that are kept, per kernel; more members' rows are computed again
 _GROUP_NUMBERS = 2**25  # of factors that are multiplied at once
+_HELD_BYTES = 2**31  # factors that are held in memory, per kernel; others are read from a file for every row
 
 
 class SelectionConfig(BaseModel):
@@ -253,14 +255,18 @@ class FactorKernel:
     """Inner products of single texts' gradients, from their factors, a block of texts at a time.
 
     Args:
-        blocks: factors of consecutive candidates, each candidate a set of its own. They are held, so they have to
-            fit into memory: N J (V + D) numbers, of factors that a space has mapped.
+        blocks: factors of consecutive candidates, each candidate a set of its own: N J (V + D) numbers, of factors
+            that a space has mapped. One pass over them gives a row, and none is ever changed.
         bias: as in `DistanceConfig.bias`; `separate` has two components, weight and bias.
+        held_bytes: of factors that stay in memory; the others go into a temporary file. Results are the same.
+
+    Raises:
+        OutOfMemoryError: if the temporary folder has no room for the others.
     """
 
-    def __init__(self, blocks: Iterable[Factors], bias: str) -> None:
+    def __init__(self, blocks: Iterable[Factors], bias: str, held_bytes: int = _HELD_BYTES) -> None:
         self._bias = bias
-        self._blocks = list(_grouped(blocks))
+        self._blocks = StoredFactors(_grouped(blocks), held_bytes)
         self._starts = list(accumulate((block.num_sets for block in self._blocks), initial=0))
         self.diagonal_QN = torch.cat([self._joined(inner(block, block)) for block in self._blocks], dim=1).double()
 
