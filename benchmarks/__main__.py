@@ -6,9 +6,9 @@ import argparse
 
 from rich.console import Console
 
-from benchmarks import anatomy, architectures, optimizers, quality, speed
+from benchmarks import anatomy, architectures, candidates, optimizers, quality, speed
 
-TABLES = ["speed", "quality", "anatomy", "architectures", "optimizers"]
+TABLES = ["speed", "quality", "anatomy", "architectures", "optimizers", "candidates"]
 
 
 def main() -> None:
@@ -34,6 +34,8 @@ def main() -> None:
         architectures.table(console, arguments)
     if "optimizers" in arguments.tables:
         optimizers.table(console)
+    if "candidates" in arguments.tables:
+        candidates.table(console)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class LabelCheckConfig(BaseModel):
 
     min_probability: float = Field(0.0, ge=0, le=1)
     """Candidates whose calibrated label probability is below are not chosen, as long as enough are left."""
+    relabel: bool = False
+    """A candidate whose most probable class is another one becomes a candidate of that class."""
 
 
 class Reader(Protocol):

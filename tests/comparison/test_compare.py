@@ -474,7 +474,12 @@ def test_the_targets_time_is_that_of_methods_that_use_it_whatever_the_order(
 
 @pytest.mark.parametrize(
     ("name", "setting"),
-    [("pool.files", ["mine.csv"]), ("label_check.min_probability", 0.5), ("selection.weights", True)],
+    [
+        ("pool.files", ["mine.csv"]),
+        ("label_check.min_probability", 0.5),
+        ("label_check.relabel", True),
+        ("selection.weights", True),
+    ],
 )
 def test_settings_that_a_comparison_does_not_use_are_refused(name: str, setting: Any) -> None:
     group, key = name.split(".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -323,6 +324,27 @@ def test_a_kernel_holds_one_copy_of_its_factors_in_few_pieces():
     kernel = FactorKernel(blocks(), "joint")
     assert len(alive) == 40 and len(kernel._blocks) == 1
     assert torch.equal(kernel._blocks[0].r_KJV, problem.factors.r_KJV)
+
+
+@settings(max_examples=25)
+@given(problems(30), st.integers(1, 9), st.sampled_from([0, 1000, 5000]), st.sampled_from([1, 99, 10**9]))
+def test_a_kernel_whose_factors_are_in_a_file_is_the_same_to_the_bit(problem, count, held_bytes, group):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_GROUP_NUMBERS", group)
+        cuts = [*range(0, 30, 4), 30]
+        held, filed = (
+            FactorKernel((problem.factors.sets(slice(a, b)) for a, b in pairwise(cuts)), problem.bias, limit)
+            for limit in (2**31, held_bytes)
+        )
+    assert torch.equal(held.diagonal_QN, filed.diagonal_QN)
+    assert torch.equal(held.align(problem.target), filed.align(problem.target))
+    assert all(torch.equal(held.row(j), filed.row(j)) for j in range(30))
+    sums = problem.candidates()
+    chosen = [
+        select(replace(sums, kernel=own, alignment_QN=own.align(problem.target)), count, FORMULAS[problem.name])
+        for own in (held, filed)
+    ]
+    assert chosen[0] == chosen[1]
 
 
 def test_blocks_of_unlike_numbers_of_pairs_stay_apart():

@@ -100,6 +100,7 @@ class CompareConfig(SplitsConfig):
         unused = {
             "pool.files": made.pool.files,
             "label_check.min_probability": made.label_check.min_probability,
+            "label_check.relabel": made.label_check.relabel,
             "selection.weights": made.selection.weights,
         }
         for name, setting in unused.items():

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -50,7 +52,7 @@ class Candidate:
 
     text: str
     source: str
-    """`admm`, `lm`, or the name of a file."""
+    """`admm`, `lm`, `writer`, or the name of a file."""
 
 
 def clean(text: str) -> str:
@@ -124,50 +126,71 @@ def word_pairs(text: str) -> frozenset[str]:
 class Pool:
     """Candidates of one class, no two alike. Of two that are, the one that was added first stays.
 
-    Two texts are alike if they share so many of their `word_pairs`; the same text twice always is.
+    Two texts are alike if they share so many of their `word_pairs`; the same text twice always is. Only texts that
+    share one of their rarest pairs are compared at all.
 
     Args:
         near_duplicate: Jaccard index from which on two texts are alike, in (0, 1].
     """
 
     def __init__(self, near_duplicate: float = 0.8) -> None:
-        self.candidates: list[Candidate] = []
-        self.dropped = 0
-        """Texts that were said before."""
         self._threshold = near_duplicate
-        self._pairs: list[frozenset[str]] = []
-        self._holders: dict[str, list[int]] = {}
+        self._added: list[Candidate] = []
+        self._kept: list[Candidate] | None = None
 
     def add(self, texts: Iterable[str], source: str) -> None:
-        """Adds the texts that are new."""
-        for text in texts:
-            pairs = word_pairs(text)
-            telling = self._telling(pairs)
-            if self._knows(pairs, telling):
-                self.dropped += 1
+        """Adds texts; of those that are alike, none more than once."""
+        self._added += [Candidate(text, source) for text in texts]
+        self._kept = None
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The texts that stay, in the order in which they were added."""
+        if self._kept is None:
+            self._kept = list(self._first_of_all_alike())
+        return self._kept
+
+    @property
+    def dropped(self) -> int:
+        """Texts that were said before."""
+        return len(self._added) - len(self.candidates)
+
+    def _first_of_all_alike(self) -> Iterator[Candidate]:
+        places = _rarest_first(one.text for one in self._added)
+        kept: list[array[int]] = []
+        holders: dict[int, list[int]] = {}
+        for one in self._added:
+            pairs = array("i", sorted(places[pair] for pair in word_pairs(one.text)))
+            telling = pairs[: self._count_telling(len(pairs))]
+            met = {i for pair in telling for i in holders.get(pair, ())}
+            if self._is_like_any(pairs, (kept[i] for i in met)):
                 continue
             for pair in telling:
-                self._holders.setdefault(pair, []).append(len(self._pairs))
-            self._pairs.append(pairs)
-            self.candidates.append(Candidate(text, source))
+                holders.setdefault(pair, []).append(len(kept))
+            kept.append(pairs)
+            yield one
 
-    def _knows(self, pairs: frozenset[str], telling: list[str]) -> bool:
-        """Whether a text that is there has a Jaccard index of at least the threshold with this one."""
-        met = {i for pair in telling for i in self._holders.get(pair, ())}
-        return any(self._alike(pairs, self._pairs[i]) for i in met)
+    def _is_like_any(self, pairs: array[int], others: Iterable[array[int]]) -> bool:
+        own = frozenset(pairs)
+        for other in others:
+            few, many = sorted((len(pairs), len(other)))
+            if few / many < self._threshold:  # even if all of the few were shared
+                continue
+            shared = len(own.intersection(other))
+            if shared / (few + many - shared) >= self._threshold:
+                return True
+        return False
 
-    def _alike(self, a: frozenset[str], b: frozenset[str]) -> bool:
-        few, many = sorted((len(a), len(b)))
-        if few / many < self._threshold:  # even if all of the few were shared
-            return False
-        shared = len(a & b)
-        return shared / (few + many - shared) >= self._threshold
-
-    def _telling(self, pairs: frozenset[str]) -> list[str]:
-        """So many pairs, in one order for all texts, that texts which are alike share at least one.
+    def _count_telling(self, size: int) -> int:
+        """So many of the first pairs that texts which are alike share one of them, whatever the order of pairs.
 
         Two sets with |A & B| >= t |A | B| share one of their first |A| - ceil(t |A|) + 1 (prefix filtering,
-        Chaudhuri et al. 2006); long pairs come first, which few texts hold.
+        Chaudhuri et al. 2006).
         """
-        count = len(pairs) - math.ceil(self._threshold * len(pairs) - 1e-9) + 1
-        return sorted(pairs, key=lambda pair: (-len(pair), pair))[:count]
+        return size - math.ceil(self._threshold * size - 1e-9) + 1
+
+
+def _rarest_first(texts: Iterable[str]) -> dict[str, int]:
+    """Places of all word pairs in one order, those of fewest texts first: few texts meet at a rare pair."""
+    counts = Counter(pair for text in texts for pair in word_pairs(text))
+    return {pair: place for place, pair in enumerate(sorted(counts, key=counts.__getitem__))}

@@ -34,6 +34,7 @@ from gradmm.gradients.factors import Factors, Inner, inner, join_sets
 from gradmm.gradients.stored import StoredFactors
 from gradmm.gradients.target import ClassTarget
 
+_ROUNDS = 1000  # of fitting weights; a dozen is usual
 _GAIN = 1e-9  # what an exchange has to gain to be more than rounding
 _CANCELLED = 1e-6  # of the sum of |g|^2: below this, |sum of g|^2 is what float32 made of opposite gradients
 _KEPT_BYTES = 2**29  # rows of members that are kept, per kernel; more members' rows are computed again
@@ -340,7 +341,7 @@ def fit_weights(
     """
     kernel_Qnn, b_Qn = _ratio(candidates, list(members), name)
     w_n = torch.ones(len(members), dtype=torch.float64)
-    while True:
+    for _ in range(_ROUNDS):
         kw_Qn = kernel_Qnn @ w_n
         length_Q1, ahead_Q1 = (kw_Qn @ w_n).sqrt()[:, None], (b_Qn @ w_n)[:, None]
         curved_nn = ((ahead_Q1.abs() / length_Q1**3).unsqueeze(-1) * kernel_Qnn).sum(0)
@@ -354,8 +355,9 @@ def fit_weights(
                 best, best_n = worth, try_n / try_n.mean()
                 break
         if best_n is w_n:
-            return w_n
+            break
         w_n = best_n
+    return w_n
 
 
 def _ratio(candidates: Candidates, at: list[int], name: str) -> tuple[Tensor, Tensor]:
