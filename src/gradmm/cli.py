@@ -1,6 +1,7 @@
 """The command line: one thin function per verb.
 
-Data on stdout, progress and errors on stderr. Exit codes: 0 done, 1 failed, 2 misuse, 130 interrupted.
+Data on stdout, progress and errors on stderr. Exit codes: 0 done, 1 failed, 2 misuse, 3 refused privacy
+budget, 130 interrupted.
 Nothing heavy is imported before a verb runs, so that `--help` is quick.
 """
 
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from gradmm import cli_comparison, cli_training
+from gradmm import cli_comparison, cli_privacy, cli_training
 from gradmm.cli_options import (
     Attention,
     Balance,
@@ -237,6 +238,7 @@ def _generate(settings: RunConfig, output_dir: Path, quiet: bool, resume: Resume
 app.command()(cli_training.train)
 app.command()(cli_training.evaluate)
 app.command()(cli_comparison.compare)
+app.add_typer(cli_privacy.app, name="privacy")
 
 
 def main() -> None:
@@ -261,6 +263,7 @@ def _leave(message: str, code: int) -> NoReturn:
 def _misuse(err: Any) -> str:
     """What the command line's parser found, and where to look it up."""
     verbs = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    verbs += [group.name for group in app.registered_groups if group.name]
     verb = next((word for word in sys.argv[1:] if word in verbs), None)
     said = err.format_message().rstrip(".")
     for theirs, ours in (

@@ -18,7 +18,7 @@ def _file(content: bytes) -> dict[str, bytes]:
 
 FLAGS: list[Bad] = [
     misuse("unknown verb", "genrate -d rows.csv", "no such command 'genrate'; did you mean 'generate'?\nUsage: gradmm [OPTIONS] COMMAND; --help lists what there is"),
-    misuse("unknown verb, nothing near", "xyzzy", "no such command 'xyzzy'; known: compare, demo, doctor, evaluate, generate, preview, train\nUsage: gradmm [OPTIONS] COMMAND; --help lists what there is"),
+    misuse("unknown verb, nothing near", "xyzzy", "no such command 'xyzzy'; known: compare, demo, doctor, evaluate, generate, preview, privacy, train\nUsage: gradmm [OPTIONS] COMMAND; --help lists what there is"),
     misuse("unknown flag", f"{G} --tempalte x", "no such option: --tempalte (did you mean --template)\nUsage: gradmm generate [OPTIONS]; --help lists what there is"),
     misuse("unknown flag, nothing near", f"{G} --zzz", "no such option: --zzz\nUsage: gradmm generate [OPTIONS]; --help lists what there is"),
     misuse("unknown short flag", f"{G} -Z", "no such option: -Z\nUsage: gradmm generate [OPTIONS]; --help lists what there is"),

@@ -1,0 +1,267 @@
+"""The private target: the mean gradient of each class's real rows, clipped and with noise, released once.
+
+As `target.py`, but what real rows do to the result is bounded and covered (`privacy.mechanism` has the argument):
+
+    per row: its gradient in the space, (weight, bias) as one vector of M numbers -> clip to C -> sum by class
+    -> noise on the concatenation of all classes -> divide by public or noisy counts -> `ReleasedTarget`
+
+A row has to be a function of itself alone up to its last bit: padding, and batches of other sizes, change the
+rounding of all rows in a batch. So rows go through the model one by one. For the same reason nothing about a row
+may stop the run: one with too many tokens is cut to those that fit, one without tokens or with a gradient that is
+not finite adds nothing. (Memory is the exception: a row that does not fit ends the run.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gradmm.data.task import BoundTask
+from gradmm.errors import ConfigError, NonFiniteError, TaskError
+from gradmm.gradients.factors import Factors, inner, label_factors
+from gradmm.gradients.spaces import Space
+from gradmm.gradients.target import ClassTarget, ReleasedTarget
+from gradmm.memory import BatchLimit
+from gradmm.models import LanguageModel
+from gradmm.privacy.config import PrivacyConfig
+from gradmm.privacy.ledger import Ledger, release_once
+from gradmm.privacy.ledger_lines import Spend
+from gradmm.privacy.mechanism import ClippedSums, Noise, SystemNoise, counts_bound
+from gradmm.privacy.planning import COUNTS, TARGET, Plan
+
+STATE = "private_target"
+"""Name of the release in the run folder."""
+
+
+class Shelf(Protocol):
+    """Where a release is kept: a `RunFolder` is one."""
+
+    def load_state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Reads it; None if there is none."""
+
+    def save_state(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Writes it, on the disk."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a class's target in a space."""
+
+    rows: int
+    """V' of the weight's gradient in the space."""
+    columns: int
+    """D' of it."""
+    with_bias: bool
+    """Whether the gradient of the head's bias (V') is part of the vector that is clipped and released."""
+
+    @property
+    def dimension(self) -> int:
+        """M: numbers of one class's target."""
+        return self.rows * self.columns + (self.rows if self.with_bias else 0)
+
+    def flat(self, factors: Factors) -> Tensor:
+        """Gradients of K sets as vectors (K, M), float64, each computed on its own."""
+        return torch.stack([self._one(factors.sets([k])) for k in range(factors.num_sets)])
+
+    def _one(self, factors: Factors) -> Tensor:
+        weight_1VD, bias_1V = Factors(*(value.double() for value in factors.tensors())).dense()
+        parts = [weight_1VD.flatten(), *([bias_1V.flatten()] if self.with_bias else [])]
+        return torch.cat(parts)
+
+    def target(self, mean_M: Tensor, device: torch.device) -> ClassTarget:
+        """The inverse of `flat` for one mean, as float32; a bias that is no part of it is 0."""
+        size = self.rows * self.columns
+        bias_V = mean_M[size:] if self.with_bias else mean_M.new_zeros(self.rows)
+        weight_VD = mean_M[:size].view(self.rows, self.columns)
+        return ClassTarget(None, (weight_VD.float().to(device), bias_V.float().to(device)))
+
+
+def geometry(lm: LanguageModel, space: Space, with_bias: bool) -> Geometry:
+    """Sizes of a model's target in a space; no row is needed.
+
+    Args:
+        lm: the model, for the sizes of its head.
+        space: maps the factors.
+        with_bias: whether the distance uses the head's bias.
+    """
+    vocabulary, hidden = lm.head.weight_VD.shape
+    one = torch.zeros(1, 1, 1, device=lm.device)
+    mapped = space(Factors(one.expand(1, 1, vocabulary), one.expand(1, 1, hidden), one[0]))
+    return Geometry(mapped.r_KJV.shape[-1], mapped.h_KJD.shape[-1], with_bias)
+
+
+def public_clip(public: Factors, with_bias: bool, factor: float = 1.0) -> float:
+    """C = factor * the median norm of the gradients of public texts.
+
+    Args:
+        public: in the space, one set per text; texts that the LM wrote, of all classes.
+        with_bias: as of `geometry`.
+        factor: of the median; the lower one of two.
+
+    Raises:
+        NonFiniteError: if the model's gradients are not finite, which on real rows would be silent.
+        ConfigError: if at least half of the gradients are zero.
+    """
+    found = inner(*(Factors(*(value.double().cpu() for value in public.tensors())) for _ in range(2)))
+    squares_K = found.weight_K + found.bias_K if with_bias else found.weight_K
+    if not bool(squares_K.isfinite().all()):
+        raise NonFiniteError(
+            "a gradient of a text that the LM wrote is not finite; set model.dtype to float32 (or bfloat16, if it "
+            "is float16)"
+        )
+    clip = factor * float(squares_K.clamp_min(0).sqrt().median())
+    if clip == 0:
+        raise ConfigError("the median gradient of the LM's texts is zero in this space; choose other space.maps")
+    return clip
+
+
+class PrivateAccumulator:
+    """Clipped sums of single texts' gradients; what leaves has noise.
+
+    Args:
+        geometry: sizes in the space.
+        num_classes: classes.
+        clip: C.
+        device: where sums are held; the CPU where a device has no float64.
+    """
+
+    def __init__(
+        self, geometry: Geometry, num_classes: int, clip: float, device: torch.device | str = "cpu"
+    ) -> None:
+        self._geometry = geometry
+        self._device = torch.device("cpu" if torch.device(device).type == "mps" else device)
+        self._sums = ClippedSums(num_classes, geometry.dimension, clip, self._device)
+
+    def add(self, label: int, texts: Factors | None, count: int) -> None:
+        """Adds texts of one class.
+
+        Args:
+            label: their class.
+            texts: in the space, one set per text; None for texts that have no gradient, which add nothing.
+            count: how many.
+        """
+        assert texts is None or texts.num_sets == count, count
+        if texts is None:
+            rows_KM = torch.zeros(count, self._geometry.dimension, device=self._device)
+        else:
+            rows_KM = self._geometry.flat(Factors(*(value.to(self._device) for value in texts.tensors())))
+        self._sums.add(label, rows_KM)
+
+    def release(
+        self, plan: Plan, divisors: Sequence[float] | None, noise: Noise
+    ) -> tuple[Tensor, tuple[float, ...]]:
+        """Draws the noise, once: mean gradients (C, M), float64, and what they were divided by.
+
+        Args:
+            plan: the events that were spent.
+            divisors: public; None for noisy counts, which the plan has an event for.
+            noise: where it comes from.
+        """
+        if divisors is None:
+            divisors = self._sums.release_counts(plan.event(COUNTS), plan.neighboring_relation, noise)
+        sums_CM = self._sums.release(plan.event(TARGET), noise)
+        return sums_CM / torch.tensor(divisors, dtype=torch.float64).unsqueeze(1), tuple(divisors)
+
+
+def planned_spends(plan: Plan, geometry: Geometry, num_classes: int, clip: float, noise: Noise) -> list[Spend]:
+    """What the ledger will say of the plan's releases."""
+    sizes = {COUNTS: (counts_bound(plan.neighboring_relation), num_classes)}
+    found = []
+    for one in plan.releases:
+        bound, dimension = sizes.get(one.name, (clip, num_classes * geometry.dimension))
+        drawn = noise.describe(dimension)
+        found.append(Spend(one.name, one.event, bound, dimension, drawn, noise.is_private))
+    return found
+
+
+@torch.no_grad()
+def private_target(
+    lm: LanguageModel,
+    task: BoundTask,
+    rows: Sequence[Iterable[list[str]]],
+    space: Space,
+    config: PrivacyConfig,
+    plan: Plan,
+    clip: float,
+    with_bias: bool,
+    ledger: Ledger,
+    shelf: Shelf,
+    progress: Callable[[int], None] = lambda rows: None,
+    noise: Noise = SystemNoise(),
+) -> tuple[ReleasedTarget, tuple[float, ...]]:
+    """The private mean gradient per class: from the run folder if it is there, else released and paid for.
+
+    Args:
+        lm: the model at whose weights the gradients are taken.
+        task: the rendering.
+        rows: per class, batches of texts; not touched where the release is there already or the budget is used up.
+        space: where the mean is taken; fitted on public text alone.
+        config: what sums are divided by.
+        plan: of one round, from `make_plan(config, config.count_share)`.
+        clip: C, from the settings or `public_clip`.
+        with_bias: whether the distance uses the head's bias.
+        ledger: of the run folder.
+        shelf: the run folder.
+        progress: called with the number of rows that are done. What adds it up has an exact count of real rows.
+        noise: a test's own makes the release not private.
+
+    Returns:
+        The target, and what each class's sum was divided by: public or released.
+
+    Raises:
+        PrivacyBudgetError: if the budget does not hold the plan.
+        ConfigError: if public counts are for other classes.
+        RunFolderError: if release and ledger do not belong together.
+        DataError: if a class has too many rows for an exact sum.
+        OutOfMemoryError: if one row does not fit into memory.
+    """
+    sizes, classes = geometry(lm, space, with_bias), len(rows)
+    divisors = config.divisors(task.task.label_names)
+
+    def prepare() -> PrivateAccumulator:
+        total = PrivateAccumulator(sizes, classes, clip, lm.device)
+        for label, batches in enumerate(rows):
+            for texts in batches:
+                for text in texts:
+                    factors = _one_text(lm, task, text, label)
+                    total.add(label, None if factors is None else space(factors), 1)
+                    progress(1)
+        return total
+
+    def load() -> dict[str, Tensor] | None:
+        kept = shelf.load_state(STATE)
+        return None if kept is None else kept[0]
+
+    def draw(total: PrivateAccumulator) -> dict[str, Tensor]:
+        means_CM, counts = total.release(plan, divisors, noise)
+        return {"means": means_CM, "counts": torch.tensor(counts, dtype=torch.float64)}
+
+    kept = release_once(
+        ledger,
+        planned_spends(plan, sizes, classes, clip, noise),
+        load,
+        prepare,
+        draw,
+        lambda drawn: shelf.save_state(STATE, drawn, {}),
+    )
+    targets = tuple(sizes.target(mean_M, lm.device) for mean_M in kept["means"].cpu())
+    return ReleasedTarget(targets, space), tuple(kept["counts"].tolist())
+
+
+def _one_text(lm: LanguageModel, task: BoundTask, text: str, label: int) -> Factors | None:
+    """Factors of one text, alone in its batch, cut to the context; None where the task has no tokens for it."""
+    try:
+        ids = task.text_ids(text)[: task.room]
+    except TaskError:  # names the text
+        return None
+    if not ids:
+        return None
+    batch = task.collate([ids], [label]).to(lm.device)
+    (factors,) = BatchLimit(1).map(
+        lambda one: label_factors(lm, batch, batch.embed(lm.embeddings_VE), 1), [batch], "computing the target"
+    )
+    return factors

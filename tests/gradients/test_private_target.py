@@ -1,0 +1,354 @@
+"""`gradmm.gradients.private_target`: clipped gradients of real rows against autograd's, and what one row can
+change."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+import oracles
+from gradmm.errors import ConfigError, NonFiniteError, PrivacyBudgetError, TaskError
+from gradmm.gradients.factors import Factors, label_factors
+from gradmm.gradients.private_target import (
+    STATE,
+    PrivateAccumulator,
+    geometry,
+    planned_spends,
+    private_target,
+    public_clip,
+)
+from gradmm.gradients.spaces import IDENTITY, SpaceConfig, fit_space
+from gradmm.gradients.target import compute_target
+from gradmm.privacy.config import PrivacyConfig
+from gradmm.privacy.ledger import LEDGER, Ledger
+from gradmm.privacy.mechanism import FixedNoise, SystemNoise, quantum_of
+from gradmm.privacy.planning import make_plan
+from gradmm.privacy.verification import verify
+from gradmm.store import RunFolder
+
+MIXED = (" bad", " happy", " surprised")
+SPLIT = [["The film is great.", "A dull story"], ["It was bad and long"], ["I", "A fine end", "The end is great"]]
+GIVEN = {
+    "neighboring_relation": "add_or_remove_one",
+    "target_epsilon": 2.0,
+    "target_delta": 1e-5,
+    "accountant": "rdp",
+    "num_rows": 6,
+}
+
+
+class NoNoise(FixedNoise):
+    """What a release would be without its noise."""
+
+    def added(self, values_M, std, quantum):
+        return values_M
+
+
+NONE = NoNoise(seed=0)
+
+
+class Shelf:
+    """A run folder in memory."""
+
+    def __init__(self) -> None:
+        self.kept = {}
+
+    def load_state(self, name):
+        return self.kept.get(name)
+
+    def save_state(self, name, tensors, facts):
+        self.kept[name] = ({key: value.clone() for key, value in tensors.items()}, dict(facts))
+
+
+def batches(split, size=2):
+    return [[list(own[i : i + size]) for i in range(0, len(own), size)] for own in split]
+
+
+def space_of(lm, task, maps):
+    ids = [task.text_ids(text) for own in SPLIT for text in own]
+    batch = task.collate(ids, [0] * len(ids))
+    public = label_factors(lm, batch, batch.embed(lm.embeddings_VE), 1)
+    labels = [token for words in task.label_ids for token in words]
+    generator = torch.Generator().manual_seed(0)
+    return fit_space(SpaceConfig(maps=maps, rank=4), public, labels, generator)
+
+
+def release(
+    lm, task, folder, split=SPLIT, space=IDENTITY, clip=0.5, with_bias=True, noise=NONE, shelf=None, **given
+):
+    config = PrivacyConfig(**GIVEN | given)
+    plan, ledger = make_plan(config, config.count_share), Ledger(folder, config, config.target_epsilon)
+    return private_target(
+        lm, task, batches(split), space, config, plan, clip, with_bias, ledger, shelf or Shelf(), noise=noise
+    )
+
+
+def row_gradient(lm, task, text, label, space):
+    """One row's gradient by autograd, mapped as matrices, flattened (M)."""
+    weight_VD, bias_V = oracles.materialised_head_gradient(
+        lm, [task.render(text, label)], [len(task.label_ids[label])]
+    )
+    weight_VD, bias_V = weight_VD.detach(), bias_V.detach()
+    for one in space.maps:
+        if one.r_rows_M is not None:
+            weight_VD, bias_V = weight_VD[one.r_rows_M], bias_V[one.r_rows_M]
+        if one.r_MV is not None:
+            weight_VD, bias_V = one.r_MV @ weight_VD, one.r_MV @ bias_V
+        if one.h_shift_D is not None:
+            weight_VD = weight_VD - bias_V[:, None] * one.h_shift_D
+        if one.h_PD is not None:
+            weight_VD = weight_VD @ one.h_PD.T
+    return weight_VD.double(), bias_V.double()
+
+
+def joined(target):
+    return torch.cat([value.flatten() for value in target.materialised()])
+
+
+# ---- what is released
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("maps", [(), ("verbaliser", "centred", "whitened"), ("subspace",), ("sketch",)])
+def test_the_target_is_the_mean_of_clipped_gradients(tiny_lm, tiny_task, tmp_path, maps, with_bias):
+    """The clip is on weight and bias together, row by row; some rows are longer than it and some are not."""
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    space = space_of(lm, task, maps)
+    rows = [[row_gradient(lm, task, text, label, space) for text in own] for label, own in enumerate(SPLIT)]
+    norms = [
+        math.hypot(float(weight.norm()), float(bias.norm()) if with_bias else 0)
+        for own in rows
+        for weight, bias in own
+    ]
+    clip = sorted(norms)[3]
+    found, counts = release(lm, task, tmp_path, space=space, clip=clip, with_bias=with_bias)
+    assert counts == (2, 2, 2) and found.space is space
+    for own, target in zip(rows, found.classes, strict=True):
+        expected_VD, expected_V = torch.zeros_like(own[0][0]), torch.zeros_like(own[0][1])
+        for weight_VD, bias_V in own:
+            norm = math.hypot(float(weight_VD.norm()), float(bias_V.norm()) if with_bias else 0)
+            expected_VD += weight_VD * min(1, clip / norm) / 2
+            expected_V += bias_V * min(1, clip / norm) / 2 * with_bias
+        weight_VD, bias_V = target.materialised()
+        assert oracles.relative_error(weight_VD, expected_VD) < 1e-5
+        assert float((bias_V - expected_V).norm()) < 1e-5 * float(expected_V.norm() + 1)
+        assert weight_VD.dtype == torch.float32 and weight_VD.device == lm.device
+
+
+def test_with_a_large_clip_it_is_the_target_that_is_not_private(tiny_lm, tiny_task, tmp_path):
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    counts = {"public_counts": {f"class {c}": len(own) for c, own in enumerate(SPLIT)}}
+    found, _ = release(lm, task, tmp_path, clip=1e3, **counts)
+    for mine, theirs in zip(found.classes, compute_target(lm, task, batches(SPLIT)).classes, strict=True):
+        assert oracles.relative_error(joined(mine), joined(theirs)) < 1e-4  # quanta of a large clip are coarse
+
+
+def test_the_noise_is_that_of_the_plan(tiny_lm, tiny_task, tmp_path):
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    space = space_of(lm, task, ("verbaliser",))
+    found, (count, *_) = release(lm, task, tmp_path / ".", space=space, noise=SystemNoise(), clip=0.7)
+    (tmp_path / "without").mkdir()
+    clean, _ = release(lm, task, tmp_path / "without", space=space, clip=0.7)
+    std = make_plan(PrivacyConfig(**GIVEN)).noise_multiplier * 0.7
+    noise = torch.cat([joined(a) - joined(b) for a, b in zip(found.classes, clean.classes, strict=True)]) * count
+    assert float(noise.std()) == pytest.approx(std, rel=6 / math.sqrt(2 * len(noise)))
+    assert len(noise) == 3 * geometry(lm, space, True).dimension
+
+
+def test_counts_are_public_or_released_on_their_own(tiny_lm, tiny_task, tmp_path):
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    _, counts = release(lm, task, tmp_path, count="noisy", num_rows=None, count_fraction=0.2)
+    assert counts == (2, 1, 3), "without noise they are the rows"
+    lines = [json.loads(line) for line in (tmp_path / LEDGER).read_text().splitlines()]
+    assert [(line["release"], line["bound"], line["dimension"]) for line in lines[1:]] == [
+        ("counts", 1.0, 3),
+        ("target", 0.5, 3 * geometry(lm, IDENTITY, True).dimension),
+    ]
+    assert 1.999 < lines[2]["epsilon"] <= 2 and lines[1]["epsilon"] < 1.2
+    with pytest.raises(ConfigError, match="public_counts lists 'other'"):
+        release(lm, task, tmp_path, num_rows=None, public_counts={"other": 6})
+
+
+# ---- what a row can do
+
+
+def sums_of(lm, task, folder, split, clip=0.5):
+    folder.mkdir()
+    shelf = Shelf()
+    release(lm, task, folder, split, clip=clip, shelf=shelf)
+    tensors, _ = shelf.kept[STATE]
+    return tensors["means"] * tensors["counts"].unsqueeze(1)
+
+
+def test_one_row_more_changes_nothing_but_its_own_share_to_the_last_bit(tiny_lm, tiny_task, tmp_path):
+    """In batches, every other row's gradient would change with it, by rounding."""
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    longer = "A very long and dull story that comes to a bad end and is not great"
+    without = sums_of(lm, task, tmp_path / "without", SPLIT)
+    more = sums_of(lm, task, tmp_path / "more", [[longer, *SPLIT[0]], *SPLIT[1:]])
+    alone = sums_of(lm, task, tmp_path / "alone", [[longer], [], []])
+    quantum = quantum_of(0.5)
+    assert ((more - without) / quantum).round().tolist() == (alone / quantum).round().tolist()
+    assert 0.4 < float((more - without).norm()) <= 0.5 * (1 + 1e-12)
+    assert float((more - without)[1:].abs().max()) < quantum / 4, "a quotient and its product may round"
+
+
+def test_rows_that_cannot_be_used_add_nothing_and_stop_nothing(tiny_lm, tiny_task, tmp_path, monkeypatch):
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    fits = next("a" * n for n in range(200, 0, -1) if len(task.text_ids("a" * n)) == task.room)
+    cut = sums_of(lm, task, tmp_path / "cut", [["A", fits + "bbb"], [], []])
+    assert torch.equal(cut, sums_of(lm, task, tmp_path / "whole", [["A", fits], [], []]))
+    empty = sums_of(lm, task, tmp_path / "empty", [["A", ""], [], []])
+    assert torch.equal(empty, sums_of(lm, task, tmp_path / "one", [["A"], [], []]))
+
+    real, bad = task.text_ids, task.text_ids("It")
+
+    def melting(text):
+        if text == "It":
+            raise TaskError("'It' melts into the token before it; begin it with a space or a line break")
+        return real(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "text_ids", melting)
+        melted = sums_of(lm, task, tmp_path / "melted", [["A", "It"], [], []])
+    assert torch.equal(melted, sums_of(lm, task, tmp_path / "rest", [["A"], [], []]))
+
+    def broken(lm, batch, embeds, texts_per_set, limit=None):
+        factors = label_factors(lm, batch, embeds, texts_per_set, limit)
+        is_bad = batch.ids_NS[0, batch.text_start :].tolist()[: len(bad)] == bad
+        return Factors(factors.r_KJV * (math.nan if is_bad else 1), factors.h_KJD, factors.weight_KJ)
+
+    monkeypatch.setattr("gradmm.gradients.private_target.label_factors", broken)
+    found = sums_of(lm, task, tmp_path / "bad", [["A", "It"], [], []])
+    assert torch.equal(found, sums_of(lm, task, tmp_path / "good", [["A"], [], []]))
+
+
+def test_a_class_without_rows_is_noise_like_any_other(tiny_lm, tiny_task, tmp_path):
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    space = space_of(lm, task, ("verbaliser",))
+    found, _ = release(lm, task, tmp_path, [SPLIT[0], [], SPLIT[2]], space=space, noise=SystemNoise())
+    assert float(joined(found.classes[1]).norm()) > 0
+
+
+# ---- once
+
+
+def test_a_second_run_uses_what_was_released_and_reads_no_row(tiny_lm, tiny_task, tmp_path):
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    config = PrivacyConfig(**GIVEN)
+    seen = []
+
+    def read(split):
+        return [(seen.append(batch) or batch for batch in own) for own in batches(split)]
+
+    with RunFolder(tmp_path / "run", {"a": 1}) as folder:
+        about = (IDENTITY, config, make_plan(config), 0.5, True)
+        ledger = Ledger(folder.path, config, 2.0)
+        first, counts = private_target(lm, task, read(SPLIT), *about, ledger, folder)
+        assert len(seen) == 4
+        again, same = private_target(lm, task, read(SPLIT), *about, Ledger(folder.path, config, 2.0), folder)
+        assert len(seen) == 4 and same == counts
+        for one, other in zip(first.classes, again.classes, strict=True):
+            assert torch.equal(joined(one), joined(other))
+        assert verify(folder.path).holds and len(verify(folder.path).spends) == 1
+        (folder.path / "state" / f"{STATE}.safetensors").unlink()
+        with pytest.raises(PrivacyBudgetError):
+            private_target(lm, task, read(SPLIT), *about, Ledger(folder.path, config, 2.0), folder)
+        assert len(seen) == 4, "no row was read"
+        raised = Ledger(folder.path, config, 4.0)
+        another, _ = private_target(lm, task, read(SPLIT), *about, raised, folder)
+        assert not torch.equal(joined(first.classes[0]), joined(another.classes[0]))
+        assert 2 < raised.epsilon < 4
+
+
+def test_a_tests_noise_marks_the_ledger(tiny_lm, tiny_task, tmp_path):
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    found = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        found.append(release(lm, task, tmp_path / name, noise=FixedNoise(seed=3))[0])
+    assert torch.equal(joined(found[0].classes[1]), joined(found[1].classes[1]))
+    assert verify(tmp_path / "a").faults == ("line 2 released 'target' with a test's noise: NOT PRIVATE",)
+    assert (tmp_path / "a" / LEDGER).read_bytes() == (tmp_path / "b" / LEDGER).read_bytes()
+
+
+def test_progress_counts_the_rows(tiny_lm, tiny_task, tmp_path):
+    lm, done = tiny_lm("phi"), []
+    task = tiny_task(lm, MIXED)
+    config = PrivacyConfig(**GIVEN)
+    ledger = Ledger(tmp_path, config, 2.0)
+    about = (IDENTITY, config, make_plan(config), 0.5, True, ledger, Shelf())
+    private_target(lm, task, batches(SPLIT), *about, done.append, NONE)
+    assert sum(done) == 6
+
+
+# ---- parts
+
+
+@pytest.mark.parametrize(("kind", "has_bias"), [("phi", True), ("gpt2", False)])
+def test_sizes_need_no_row(tiny_lm, tiny_task, kind, has_bias):
+    lm = tiny_lm(kind)
+    vocabulary, hidden = lm.head.weight_VD.shape
+    whole = geometry(lm, IDENTITY, has_bias)
+    assert whole.dimension == vocabulary * hidden + (vocabulary if has_bias else 0)
+    task = tiny_task(lm, MIXED)
+    labels = {token for words in task.label_ids for token in words}
+    rows = geometry(lm, space_of(lm, task, ("verbaliser",)), True)
+    assert (rows.rows, rows.columns, rows.dimension) == (len(labels), hidden, len(labels) * (hidden + 1))
+    small = geometry(lm, space_of(lm, task, ("verbaliser", "sketch")), False)
+    assert (small.rows, small.columns, small.dimension) == (4, 4, 16)
+
+
+def test_the_public_clip_is_the_median_norm():
+    factors = Factors(
+        torch.tensor([[[3.0, 0]], [[1, 0]], [[2, 0]], [[0, 5]]]), torch.ones(4, 1, 1), torch.ones(4, 1)
+    )
+    assert public_clip(factors, False) == 2
+    assert public_clip(factors, False, 0.5) == 1
+    assert public_clip(factors, True) == pytest.approx(2 * math.sqrt(2))
+    with pytest.raises(NonFiniteError, match=r"of a text that the LM wrote is not finite; set model\.dtype"):
+        public_clip(Factors(factors.r_KJV / 0, factors.h_KJD, factors.weight_KJ), False)
+    with pytest.raises(ConfigError, match="the median gradient of the LM's texts is zero in this space"):
+        public_clip(Factors(factors.r_KJV * 0, factors.h_KJD, factors.weight_KJ), False)
+
+
+def test_sets_of_texts_are_added_one_by_one(tiny_lm, tiny_task):
+    """An accumulator takes any number of texts; each is clipped on its own."""
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    sizes = geometry(lm, IDENTITY, True)
+    ids = [task.text_ids(text) for text in SPLIT[2]]
+    batch = task.collate(ids, [2] * 3)
+    texts = label_factors(lm, batch, batch.embed(lm.embeddings_VE), 1)
+    config = PrivacyConfig(**GIVEN)
+    found = []
+    for parts in ([[0, 1, 2]], [[0], [1, 2]]):
+        total = PrivateAccumulator(sizes, 3, 0.5)
+        for part in parts:
+            total.add(2, texts.sets(part), len(part))
+        total.add(1, None, 4)
+        found.append(total.release(make_plan(config), (1.0, 1.0, 2.0), NONE)[0])
+    assert torch.equal(found[0], found[1]) and float(found[0][:2].abs().max()) == 0
+    assert 0.5 / 2 < float(found[0][2].norm()) <= 3 * 0.5 / 2
+
+
+def test_what_the_ledger_will_say_is_known_before_any_row(tiny_lm):
+    lm = tiny_lm("gpt2")
+    config = PrivacyConfig(**GIVEN | {"neighboring_relation": "replace_one", "count": "noisy"})
+    plan = make_plan(config, config.count_share)
+    counts, target = planned_spends(plan, geometry(lm, IDENTITY, False), 3, 0.25, SystemNoise())
+    assert (counts.bound, counts.dimension) == (math.sqrt(0.5), 3)
+    assert (target.bound, target.dimension) == (0.25, 3 * 120 * 32)
+    assert target.event == plan.event("target") and target.is_private
