@@ -22,6 +22,7 @@ def config(**changes: Any) -> GenerateConfig:
     small = {
         **{"solver": "search", "texts_per_class": 3, "block_size": 3, "references": False},
         "pool": {"texts_per_text": 6},
+        "writer": {"rounds": 1},
         "refinement": {"evaluations": 6, "proposals": 3, "places": 2},
         "initial": {"candidates": 2},
         "admm": {"n_outer": 1, "n_inner": 1},
@@ -107,7 +108,8 @@ def test_wherever_a_search_is_interrupted_it_ends_the_same(
     solver: str, every: int, tiny_lm: Any, tmp_path: Path
 ) -> None:
     fewer = {"pool": {"texts_per_text": 3}, "refinement": {"evaluations": 2, "proposals": 2, "places": 1}}
-    settings = config(solver=solver, texts_per_class=2, space={"maps": ["whitened"], "public_texts": 3}, **fewer)
+    more = fewer | {"label_check": {"relabel": solver == "search"}}
+    settings = config(solver=solver, texts_per_class=2, space={"maps": ["whitened"], "public_texts": 3}, **more)
     make(tiny_lm("gpt2"), settings, tmp_path / "whole")
     for advances in count(0, every):
         folder = tmp_path / f"{advances}"
@@ -161,6 +163,22 @@ def test_texts_below_the_threshold_are_not_chosen(tiny_lm: Any) -> None:
     threshold = sorted(free.dataset["label_score"])[2]
     settings = config(label_check={"min_probability": threshold}, refinement={"evaluations": 0})
     assert min(make(tiny_lm("gpt2"), settings).dataset["label_score"]) >= threshold
+
+
+def test_texts_become_candidates_of_their_most_probable_class(
+    tiny_lm: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With two classes that is the one with a calibrated probability of a half or more."""
+    few = {"pool": {"texts_per_text": 8}, "refinement": {"evaluations": 0}}
+    plain, moved = (make(tiny_lm("gpt2"), config(label_check={"relabel": flag}, **few)) for flag in (False, True))
+    assert Counter(moved.dataset["label"]) == {0: 3, 1: 3}
+    came, went = ([own[f"relabelled_{way}"] for own in moved.metrics["search"]] for way in ("in", "out"))
+    assert all(came) and all(a <= b for a, b in zip(came, reversed(went), strict=True))
+    for own, before, a, b in zip(moved.metrics["search"], plain.metrics["search"], came, went, strict=True):
+        assert own["candidates"] == own["carry_their_label"] == before["candidates"] + a - b
+        assert before["relabelled_in"] == before["relabelled_out"] == 0
+    assert min(moved.dataset["label_score"]) >= 0.5
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_other_texts_in_a_file_of_candidates_are_another_run(tiny_lm: Any, tmp_path: Path) -> None:

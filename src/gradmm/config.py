@@ -29,6 +29,7 @@ from gradmm.solvers.pool import PoolConfig
 from gradmm.solvers.projection import ProjectionConfig
 from gradmm.solvers.refinement import RefinementConfig
 from gradmm.solvers.selection import SelectionConfig
+from gradmm.training.writer import WriterConfig
 from gradmm.yamlfiles import missing, read_mapping, read_value
 
 PACKAGED = Path(__file__).parent / "assets" / "configs"
@@ -106,6 +107,7 @@ class GenerateConfig(BaseModel):
     distance: DistanceConfig = DistanceConfig()
     space: SpaceConfig = SpaceConfig()
     pool: PoolConfig = PoolConfig()
+    writer: WriterConfig = WriterConfig()
     label_check: LabelCheckConfig = LabelCheckConfig()
     selection: SelectionConfig = SelectionConfig()
     refinement: RefinementConfig = RefinementConfig()

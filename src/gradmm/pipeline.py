@@ -1,6 +1,6 @@
 """The page to read first: how a data set is made.
 
-    load -> pool -> space -> target -> admm | select and refine -> measure -> write
+    load -> pool -> space -> target -> admm | write on, select and refine -> measure -> write
 
 Only `_release` and `_references` see real rows; the solvers get a `ReleasedTarget`. A run that is interrupted
 continues from its folder: each class's target and every outer iteration are checkpointed, and whatever is drawn
@@ -35,7 +35,8 @@ from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model
 from gradmm.progress import Reporter, Stage, log, logging_to
 from gradmm.result import Result, make_dataset, read_result, texts_of_run, write_result
-from gradmm.search import Found, Search, as_found
+from gradmm.rounds import WRITER, write_rounds
+from gradmm.search import Found, Search, Sources, as_found
 from gradmm.store import LOG, Resume, RunFolder, as_json
 
 
@@ -169,10 +170,19 @@ class _Run:
         sources = [("admm", made.texts)] if made else []
         labels = range(self.rows.num_classes)
         sources += [(name, [own.texts_of(label) for label in labels]) for name, own in self.brought.items()]
+        sources.append((WRITER, self._more(target, lm_texts, sources)))
         with self._stage("search", sum(self.runner.counts), "texts") as stage:
             pools = self.search.pool(lm_texts, sources)
             found = self.search.run(target, pools, self.folder, stage)
         return replace(found, before=({"admm": made.texts} if made else {}) | found.before)
+
+    def _more(self, target: ReleasedTarget, lm_texts: list[list[str]], sources: Sources) -> list[list[str]]:
+        """What the writer adds to the pool, tuned round by round on what was chosen."""
+        total = sum(self.search.round_counts) * (self.config.writer.rounds - 1)
+        if not total:
+            return [[] for _ in lm_texts]
+        with self._stage("writer", total, "texts") as stage:
+            return write_rounds(self.search, target, lm_texts, sources, self.folder, stage)
 
     def _release(self, space: Space) -> ReleasedTarget:
         """The mean gradients of the real rows, each computed once per run and read from the run folder."""

@@ -9,7 +9,7 @@ generator of its own, so that a search that is interrupted goes on to the same e
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gradmm.blocks import BlockRunner, Made
 from gradmm.checkpoints import Checkpoints
-from gradmm.decoding import log_perplexity
+from gradmm.decoding import PromptCache, log_perplexity
 from gradmm.errors import ConfigError, DataError
 from gradmm.gradients.distances import FORMULAS, components
 from gradmm.gradients.factors import Factors, label_factors
@@ -30,11 +30,14 @@ from gradmm.seeds import make_generator
 from gradmm.solvers.initial import write_texts
 from gradmm.solvers.pool import Candidate, Pool, fit
 from gradmm.solvers.refinement import FRESH, RefinementState, Refiner
+from gradmm.solvers.relabelling import Checked, relabel
 from gradmm.solvers.selection import Candidates, FactorKernel, Selected, SimilarityKernel, fit_weights, select
 
 log = logging.getLogger("gradmm")
 _CHUNK = 256  # LM texts that are drawn, and kept in the run folder, together
 _PUBLIC = 4096  # texts of all classes that a space is fitted on, at most
+Sources = Sequence[tuple[str, Sequence[Sequence[str]]]]
+"""Candidates beside the LM's: name and texts per class of each source."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Written:
 
     text: str
     source: str
-    """`admm`, `lm`, or the name of a file; with `+refined` if tokens of it were changed."""
+    """`admm`, `lm`, `writer`, or the name of a file; with `+refined` if tokens of it were changed."""
     label_score: float | None = None
     """Calibrated probability of its label."""
     weight: float = 1.0
@@ -109,10 +112,15 @@ class Search:
 
     @property
     def lm_counts(self) -> list[int]:
-        """LM texts that are drawn for every class."""
-        wanted = [0 if self.config.solver == "admm" else n for n in self.runner.counts]
+        """Texts that the LM writes for every class, as it is."""
         public = self._public_count if self.config.space.needs_public else 0
-        return [max(public, n * self.config.pool.texts_per_text) for n in wanted]
+        return [max(public, count) for count in self.round_counts]
+
+    @property
+    def round_counts(self) -> list[int]:
+        """Texts that are written for every class in each round: an equal share of the pool."""
+        wanted = [0 if self.config.solver == "admm" else n for n in self.runner.counts]
+        return [-(-n * self.config.pool.texts_per_text // self.config.writer.rounds) for n in wanted]
 
     @property
     def _public_count(self) -> int:
@@ -121,23 +129,43 @@ class Search:
     def write(self, folder: Checkpoints, stage: Stage) -> list[list[str]]:
         """The LM's texts per class, chunk by chunk."""
         return [
-            [text for at in range(0, count, _CHUNK) for text in self._chunk(folder, stage, label, at, count)]
+            self.write_class(lambda: self.runner.prompts, label, count, ("pool",), folder, stage)
             for label, count in enumerate(self.lm_counts)
         ]
 
-    def _chunk(self, folder: Checkpoints, stage: Stage, label: int, at: int, count: int) -> list[str]:
-        name, size = f"pool-{label:06d}-{at:06d}", min(_CHUNK, count - at)
-        kept = folder.load_state(name)
-        if kept is None:
-            runner, generator = self.runner, make_generator(self.config.seed, "pool", label, at)
-            lengths, initial = self.config.lengths, self.config.initial
-            labels = [label] * size
-            ids = write_texts(self.task, runner.prompts, runner.allowed_V, labels, lengths, initial, generator)
-            kept = {}, {"texts": [self.task.decode(row) for row in ids]}
-            folder.save_state(name, *kept)
-        stage.advance(size)
-        texts: list[str] = kept[1]["texts"]
-        return texts
+    def write_class(
+        self,
+        prompts: Callable[[], PromptCache],
+        label: int,
+        count: int,
+        purpose: tuple[str | int, ...],
+        folder: Checkpoints,
+        stage: Stage,
+    ) -> list[str]:
+        """Texts for one class, chunk by chunk, each kept in the run folder.
+
+        Args:
+            prompts: who writes; asked only where a chunk is missing.
+            label: the class.
+            count: how many texts.
+            purpose: names the chunks and seeds what is drawn.
+            folder: keeps the chunks.
+            stage: is told of every text.
+        """
+        found: list[str] = []
+        for at in range(0, count, _CHUNK):
+            size, lengths, initial = min(_CHUNK, count - at), self.config.lengths, self.config.initial
+            name = "-".join([str(purpose[0]), *(f"{number:06d}" for number in (*purpose[1:], label, at))])
+            kept = folder.load_state(name)
+            if kept is None:
+                generator = make_generator(self.config.seed, *purpose, label, at)
+                writer, allowed_V, labels = prompts(), self.runner.allowed_V, [label] * size
+                ids = write_texts(self.task, writer, allowed_V, labels, lengths, initial, generator)
+                kept = {}, {"texts": [self.task.decode(row) for row in ids]}
+                folder.save_state(name, *kept)
+            stage.advance(size)
+            found += kept[1]["texts"]
+        return found
 
     def fit_space(self, lm_texts: Sequence[Sequence[str]]) -> Space:
         """The space of the settings, fitted on the LM's texts."""
@@ -153,12 +181,20 @@ class Search:
     # ---- the pool
 
     def pool(
-        self, lm_texts: Sequence[Sequence[str]], sources: Sequence[tuple[str, Sequence[Sequence[str]]]]
+        self,
+        lm_texts: Sequence[Sequence[str]],
+        sources: Sources,
+        fewest: int | None = None,
     ) -> list[list[Candidate]]:
-        """Candidates per class: of each source in turn (name, texts per class), then of the LM.
+        """Candidates per class: of each source in turn, then of the LM.
+
+        Args:
+            lm_texts: per class, what the LM wrote.
+            sources: other candidates.
+            fewest: candidates that a class must have; None means as many as texts are asked for.
 
         Raises:
-            DataError: if a class has fewer candidates than texts are asked for.
+            DataError: if a class has fewer.
         """
         found = []
         for label, (count, name) in enumerate(zip(self.runner.counts, self.task.task.label_names, strict=True)):
@@ -166,7 +202,7 @@ class Search:
             for source, texts in [*sources, ("lm", lm_texts)]:
                 fitted = (self._fit(text) for text in texts[label])
                 pool.add((text for text in fitted if text is not None), source)
-            if len(pool.candidates) < count:
+            if len(pool.candidates) < (count if fewest is None else fewest):
                 raise DataError(
                     f"class {name!r} has {len(pool.candidates)} different candidates for {count} texts; raise "
                     "pool.texts_per_text or initial.temperature, loosen bans, or bring texts with pool.files"
@@ -179,11 +215,22 @@ class Search:
 
     def check_labels(self, pools: Sequence[Sequence[Candidate]]) -> list[Tensor]:
         """Calibrated probability of the own label of every candidate, per class (N)."""
+        return [own_NC[:, label] for label, own_NC in enumerate(self._label_scores(pools))]
+
+    def checked(self, pools: Sequence[Sequence[Candidate]]) -> list[Checked]:
+        """The same beside the candidates, which are relabelled first where that is asked for."""
+        scores = self._label_scores(pools)
+        if self.config.label_check.relabel:
+            names, alike = self.task.task.label_names, self.config.pool.near_duplicate
+            return relabel(pools, scores, self.runner.counts, names, alike)
+        return [Checked(list(pools[label]), own_NC[:, label]) for label, own_NC in enumerate(scores)]
+
+    def _label_scores(self, pools: Sequence[Sequence[Candidate]]) -> list[Tensor]:
+        """Calibrated probability of every class for every candidate, per class (N, C)."""
         ids = [self.task.texts_ids([candidate.text for candidate in pool]) for pool in pools]
         scores = [label_log_probs(self.lm, self.task, own, self.runner.limit) for own in ids]
         fair = calibrated(torch.cat(scores), [len(own) for own in ids])
-        parts = torch.split(fair, [len(own) for own in ids])
-        return [own_NC[:, label] for label, own_NC in enumerate(parts)]
+        return list(torch.split(fair, [len(own) for own in ids]))
 
     # ---- the set
 
@@ -191,12 +238,12 @@ class Search:
         self, target: ReleasedTarget, pools: Sequence[Sequence[Candidate]], folder: Checkpoints, stage: Stage
     ) -> Found:
         """Selects and refines every class's set."""
-        scores, made = self.check_labels(pools), list[dict[str, Any]]()
-        for label, (pool, score_N) in enumerate(zip(pools, scores, strict=True)):
+        made = list[dict[str, Any]]()
+        for label, checked in enumerate(self.checked(pools)):
             name = f"set-{label:06d}"
             kept = folder.load_state(name)
             if kept is None:
-                kept = {}, self._make(target, label, pool, score_N, folder, stage)
+                kept = {}, self._make(target, label, checked, folder, stage)
                 folder.save_state(name, *kept)
             stage.advance(self.runner.counts[label])
             made.append(kept[1])
@@ -209,18 +256,12 @@ class Search:
         return Found(texts, before, [own["figures"] for own in made])
 
     def _make(
-        self,
-        target: ReleasedTarget,
-        label: int,
-        pool: Sequence[Candidate],
-        score_N: Tensor,
-        folder: Checkpoints,
-        stage: Stage,
+        self, target: ReleasedTarget, label: int, checked: Checked, folder: Checkpoints, stage: Stage
     ) -> dict[str, Any]:
-        """One class: label check, selection, refinement; what the run folder keeps of it."""
+        """One class: survivors of the label check, selection, refinement; what the run folder keeps of it."""
         count, settings = self.runner.counts[label], self.config.selection
-        kept = self._survivors(label, score_N, count)
-        seen = self.look_at(label, [pool[i] for i in kept], score_N[kept], target.space)
+        kept = self._survivors(label, checked.score_N, count)
+        seen = self.look_at(label, [checked.pool[i] for i in kept], checked.score_N[kept], target.space)
         chosen = self.select(seen, target, count)
         order = sorted(chosen.indices)
         selected = [seen.pool[i].text for i in order]
@@ -236,6 +277,8 @@ class Search:
             for i, text, weight in zip(order, state.texts, weights, strict=True)
         ]
         figures = {
+            "relabelled_in": checked.relabelled_in,
+            "relabelled_out": checked.relabelled_out,
             "candidates": len(seen.pool),
             "carry_their_label": int((seen.score_N > 1 / len(self.runner.counts)).sum()),
             "objective_greedy": chosen.trace[0],

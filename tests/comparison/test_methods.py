@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -146,7 +147,8 @@ def test_what_is_shared_is_computed_and_timed_before(
     material, method = make_material(), METHODS[name]
     material.prepare(method.needs)
     assert set(method.needs) == set(material.seconds)
-    for shared in ("look_at", "write", "fit_space", "check_labels", "pool"):
+    has_own_pool = name in ("noise", "other_class")
+    for shared in ("write", "fit_space", *(() if has_own_pool else ("look_at", "check_labels", "pool"))):
         monkeypatch.setattr(f"gradmm.comparison.material.Search.{shared}", None)
     for shared in ("class_target", "features"):
         monkeypatch.setattr(f"gradmm.comparison.material.{shared}", None)
@@ -212,11 +214,15 @@ def test_proportional_shares_are_none_of_a_comparisons(make_material: MakeMateri
 
 
 def test_lm_methods_choose_from_what_the_lm_wrote(material: Material, made: Any) -> None:
-    for label, pool in enumerate(material.pools):
-        written = {candidate.text for candidate in pool}
-        for name in ("lm_random", "lm_by_label", "selection", "noise", "other_class"):
+    pools = {name: material.grow(name, material.target) for name in ("noise", "other_class")}  # they are there
+    pools |= {"lm_random": material.pools, "lm_by_label": material.pools, "selection": material.grown}
+    for name, own in pools.items():
+        for label, pool in enumerate(own):
+            written = {candidate.text for candidate in pool}
             assert set(made[name][label]) <= written
             assert len(set(made[name][label])) == COUNT
+            shares = Counter(candidate.source for candidate in pool)
+            assert ("writer" in shares) == (own is not material.pools)
 
 
 def test_lm_by_label_takes_the_highest_scores(material: Material, made: Any) -> None:

@@ -28,6 +28,7 @@ from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.progress import Stage
+from gradmm.rounds import WRITER, write_rounds
 from gradmm.search import Search, Seen
 from gradmm.seeds import make_generator
 from gradmm.solvers.pool import Candidate
@@ -40,7 +41,8 @@ Need = Literal[
     "scores",
     "real_texts",
     "features",
-    "seen_lm",
+    "grown",
+    "seen_grown",
     "seen_real",
 ]
 """What methods may share, in an order in which each builds on those before it."""
@@ -73,6 +75,8 @@ class Material:
     seconds: dict[str, float] = field(default_factory=dict)
     """What each shared part took to compute."""
     _seen: dict[tuple[str, int], Seen] = field(default_factory=dict)
+    _pools: dict[str, list[list[Candidate]]] = field(default_factory=dict)
+    _scores: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def prepare(self, needs: Sequence[Need]) -> float:
         """Computes what a method needs of what is shared; returns the seconds that it took, now or before."""
@@ -138,20 +142,36 @@ class Material:
         """Calibrated probability of their label, of each of `pools`."""
         return self.search(self.budget).check_labels(self.pools)
 
+    @cached_property
+    def grown(self) -> list[list[Candidate]]:
+        """`pools`, and what the writer wrote towards the real rows' target."""
+        return self.grow("grown", self.target)
+
+    def grow(self, kind: str, target: ReleasedTarget) -> list[list[Candidate]]:
+        """`pools`, and what the writer wrote towards a target; from now on `kind` of `seen` and `select`."""
+        if kind not in self._pools:
+            search, folder = self.search(self.budget), Within(self.folder, kind)
+            written = write_rounds(search, target, self.lm_texts, [], folder, self.stage)
+            self._pools[kind] = search.pool(self.lm_texts, [(WRITER, written)])
+            self._scores[kind] = search.check_labels(self._pools[kind])
+        return self._pools[kind]
+
     def seen(self, kind: str, label: int) -> Seen:
-        """What selection needs to know of candidates: the LM's (`lm`) or real rows (`real`)."""
+        """What selection needs to know of candidates: those of `grow`, or real rows (`real`)."""
         if (kind, label) not in self._seen:
-            pool = (
-                self.pools[label] if kind == "lm" else [Candidate(text, kind) for text in self.real_texts[label]]
-            )
-            score_N = self.scores[label] if kind == "lm" else torch.ones(len(pool))
+            if kind == "real":
+                pool = [Candidate(text, kind) for text in self.real_texts[label]]
+                score_N = torch.ones(len(pool))
+            else:
+                pools = self.grown if kind == "grown" else self._pools[kind]
+                pool, score_N = pools[label], self._scores[kind][label]
             self._seen[kind, label] = self.search(self.budget).look_at(label, pool, score_N, self.space)
         return self._seen[kind, label]
 
     @cached_property
-    def seen_lm(self) -> list[Seen]:
-        """`seen` of the LM's texts, for every class."""
-        return [self.seen("lm", label) for label in range(self.rows.num_classes)]
+    def seen_grown(self) -> list[Seen]:
+        """`seen` of the pool that grew towards the target, for every class."""
+        return [self.seen("grown", label) for label in range(self.rows.num_classes)]
 
     @cached_property
     def seen_real(self) -> list[Seen]:
@@ -159,7 +179,7 @@ class Material:
         return [self.seen("real", label) for label in range(self.rows.num_classes)]
 
     def select(self, kind: str, target: ReleasedTarget, count: int) -> list[list[str]]:
-        """The set per class that is nearest to a target, of the LM's texts or of real rows (all if few)."""
+        """The set per class that is nearest to a target, of one kind of candidates (all if few)."""
         search, found = self.search(count), []
         for label in range(self.rows.num_classes):
             seen = self.seen(kind, label)
@@ -172,7 +192,7 @@ class Material:
         search, folder = self.search(len(texts[0])), Within(self.folder, name)
         found = []
         for label, own in enumerate(texts):
-            free = self.seen("lm", label).nll_free
+            free = self.seen("grown", label).nll_free
             found.append(search.refine(target, label, list(own), free, folder, self.stage).texts)
         return found
 

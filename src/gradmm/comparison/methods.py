@@ -55,12 +55,12 @@ class Method:
 
 
 def _search(material: Material, count: int) -> TextSet:
-    selected = material.select("lm", material.target, count)
+    selected = material.select("grown", material.target, count)
     return TextSet(material.refine(material.target, selected, f"search-{count}"))
 
 
 def _selection(material: Material, count: int) -> TextSet:
-    return TextSet(material.select("lm", material.target, count))
+    return TextSet(material.select("grown", material.target, count))
 
 
 def _admm(material: Material, count: int) -> TextSet:
@@ -80,7 +80,7 @@ def _projection(material: Material, count: int) -> TextSet:
 
 
 def _noise(material: Material, count: int) -> TextSet:
-    return TextSet(material.select("lm", _noise_target(material), count))
+    return _towards(material, "noise", _noise_target(material), count)
 
 
 def _noise_target(material: Material) -> ReleasedTarget:
@@ -98,7 +98,13 @@ def _noise_target(material: Material) -> ReleasedTarget:
 def _other_class(material: Material, count: int) -> TextSet:
     """Towards the gradient of the next class."""
     classes = material.target.classes
-    return TextSet(material.select("lm", material.with_target([*classes[1:], classes[0]]), count))
+    return _towards(material, "other_class", material.with_target([*classes[1:], classes[0]]), count)
+
+
+def _towards(material: Material, kind: str, target: ReleasedTarget, count: int) -> TextSet:
+    """Selection towards another target, the writer's rounds among it."""
+    material.grow(kind, target)
+    return TextSet(material.select(kind, target, count))
 
 
 def _lm_random(material: Material, count: int) -> TextSet:
@@ -182,14 +188,15 @@ def _both(material: Material, count: int) -> TextSet:
     return TextSet([a + b for a, b in zip(ours, real, strict=True)])
 
 
-_SELECTS: tuple[Need, ...] = ("lm_texts", "space", "target", "pools", "scores", "seen_lm")
+_GROWS: tuple[Need, ...] = ("lm_texts", "space", "target")
+_SELECTS: tuple[Need, ...] = (*_GROWS, "grown", "seen_grown")
 _WRITES: tuple[Need, ...] = ("lm_texts", "pools")
 METHODS = {
     method.name: method
     for method in (
         Method("search", "gradmm", "synthetic", _search, _SELECTS),
         Method("selection", "gradmm, selection alone", "synthetic", _selection, _SELECTS),
-        Method("admm", "gradmm, ADMM", "synthetic", _admm, ("lm_texts", "space", "target")),
+        Method("admm", "gradmm, ADMM", "synthetic", _admm, _GROWS),
         Method("lm_random", "LM samples", "synthetic", _lm_random, _WRITES),
         Method(
             "lm_by_label",
@@ -211,11 +218,9 @@ METHODS = {
         ),
         Method("real_all", "all real rows", "real", _real_all, ()),
         Method("search_and_real", "gradmm and all real rows", "real", _both, _SELECTS),
-        Method(
-            "projection", "projection without gradient", "control", _projection, ("lm_texts", "space", "target")
-        ),
-        Method("noise", "towards noise", "control", _noise, _SELECTS),
-        Method("other_class", "towards the other class", "control", _other_class, _SELECTS),
+        Method("projection", "projection without gradient", "control", _projection, _GROWS),
+        Method("noise", "towards noise", "control", _noise, _GROWS),
+        Method("other_class", "towards the other class", "control", _other_class, _GROWS),
     )
 }
 """By name."""

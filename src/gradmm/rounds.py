@@ -1,0 +1,109 @@
+"""Rounds of writing: what was chosen so far is what the writer learns before it writes again.
+
+    the LM's texts -> choose -> tune the writer -> its texts -> choose -> ...        all of them are candidates
+
+What is chosen from is everything that there is by then. A round's choice is kept in the run folder before the
+writer is tuned on it, and every chunk of texts as it is written; a run that is interrupted tunes the writer of
+the round that it was in again, from the same choice with the same seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from gradmm.checkpoints import Checkpoints
+from gradmm.data.task import continuation_ids
+from gradmm.decoding import PromptCache
+from gradmm.gradients.target import ReleasedTarget
+from gradmm.progress import Stage
+from gradmm.search import Search, Sources
+from gradmm.seeds import make_generator
+from gradmm.training.writer import Example, tune_writer
+
+WRITER = "writer"  # how its texts are marked
+_FEWEST = 10  # texts per class that a writer learns: it would copy fewer
+_MOST = 512  # texts per class that a writer learns, at most: selection's time grows with the number chosen
+
+
+def write_rounds(
+    search: Search,
+    target: ReleasedTarget,
+    lm_texts: Sequence[Sequence[str]],
+    sources: Sources,
+    folder: Checkpoints,
+    stage: Stage,
+) -> list[list[str]]:
+    """What the writer writes in all rounds after the first, per class.
+
+    Args:
+        search: chooses, and knows the settings.
+        target: what to come near to.
+        lm_texts: the first round's, which the LM wrote as it is.
+        sources: other candidates.
+        folder: keeps what is written.
+        stage: is told of every text.
+
+    Raises:
+        DataError: if a class has fewer candidates than texts are asked for.
+        GradmmError: if the writer writes no usable text, or its tuning diverges.
+    """
+    written: list[list[str]] = [[] for _ in lm_texts]
+    for number in range(1, search.config.writer.rounds):
+        candidates = [*sources, (WRITER, written)]
+        one = _Round(search, target, lm_texts, candidates, number, folder)
+        written = [[*own, *one.write(label, stage)] for label, own in enumerate(written)]
+    return written
+
+
+class _Round:
+    """One round after the first."""
+
+    def __init__(
+        self,
+        search: Search,
+        target: ReleasedTarget,
+        lm_texts: Sequence[Sequence[str]],
+        sources: Sources,
+        number: int,
+        folder: Checkpoints,
+    ) -> None:
+        self.search, self.target, self.lm_texts, self.sources = search, target, lm_texts, sources
+        self.number, self.folder = number, folder
+
+    def write(self, label: int, stage: Stage) -> list[str]:
+        """A class's texts, chunk by chunk."""
+        count, purpose = self.search.round_counts[label], (WRITER, self.number)
+        return self.search.write_class(lambda: self.prompts, label, count, purpose, self.folder, stage)
+
+    @cached_property
+    def prompts(self) -> PromptCache:
+        """The class prompts, as the tuned writer has read them: computed where a chunk is missing."""
+        search, generator = self.search, make_generator(self.search.config.seed, "writer", self.number)
+        writer = tune_writer(search.lm, self._examples(), search.config.writer, generator)
+        return PromptCache(writer, search.task.instruction_ids, search.runner.limit)
+
+    def _examples(self) -> list[Example]:
+        name = f"chosen-{self.number:03d}"
+        kept = self.folder.load_state(name)
+        if kept is None:
+            kept = {}, {"texts": self._choose()}
+            self.folder.save_state(name, *kept)
+        task, texts = self.search.task, kept[1]["texts"]
+        # As the writer writes them: behind the prompt and a space.
+        return [
+            (prompt, continuation_ids(task.tokenizer, task.task.instruction(label), f" {text}"))
+            for label, (prompt, own) in enumerate(zip(task.instruction_ids, texts, strict=True))
+            for text in own
+        ]
+
+    def _choose(self) -> list[list[str]]:
+        """Per class, the candidates whose mean gradient is nearest to the target."""
+        search, found = self.search, []
+        pools = search.pool(self.lm_texts, self.sources, fewest=1)
+        for label, checked in enumerate(search.checked(pools)):
+            count = max(_FEWEST, min(_MOST, round(search.config.writer.share * len(checked.pool))))
+            seen = search.look_at(label, checked.pool, checked.score_N, self.target.space)
+            chosen = search.select(seen, self.target, min(count, len(checked.pool)))
+            found.append([seen.pool[i].text for i in sorted(chosen.indices)])
+        return found

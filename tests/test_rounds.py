@@ -1,0 +1,110 @@
+"""Rounds of writing: what the writer is shown, how often it is tuned, and how an interrupted run goes on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradmm import rounds
+from gradmm.pipeline import generate
+from gradmm.training.writer import tune_writer
+from test_pipeline import DATA_FILES, Interrupting, data_bytes, figures, files, tiny_data
+from test_search import config
+
+
+def settings(**changes: Any) -> Any:
+    small = {
+        "texts_per_class": 2,
+        "pool": {"texts_per_text": 6},
+        "writer": {"rounds": 3, "share": 0.5, "learning_rate": 1e-2},
+        "refinement": {"evaluations": 0},
+    }
+    return config(**small | changes)
+
+
+def make(lm: Any, *given: Any, **changes: Any) -> Any:
+    return generate(lm, "sst2", tiny_data(), settings(**changes), *given)
+
+
+@pytest.fixture
+def lessons(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """What every tuning was given."""
+    seen: list[list[Any]] = []
+
+    def tune(lm: Any, examples: Any, *given: Any) -> Any:
+        seen.append(list(examples))
+        return tune_writer(lm, examples, *given)
+
+    monkeypatch.setattr(rounds, "tune_writer", tune)
+    monkeypatch.setattr(rounds, "_FEWEST", 1)
+    return seen
+
+
+def test_rounds_share_the_pool_and_the_writer_is_tuned_between_them(
+    tiny_lm: Any, lessons: list[list[Any]], tmp_path: Path
+) -> None:
+    lm = tiny_lm("gpt2")
+    before = lm.fingerprint()
+    result = make(lm, tmp_path / "run")
+    assert lm.fingerprint() == before
+    assert all(own["candidates"] <= 12 for own in result.metrics["search"])  # 2 texts, 6 candidates for each
+    first, second = lessons
+    assert 1 <= len(first) <= 4 and len(first) <= len(second) <= 8  # of 8 and 16 candidates, half
+    assert Counter(result.dataset["label"]) == {0: 2, 1: 2}
+    assert set(result.dataset["source"]) <= {"lm", "writer"}
+    assert list(result.metrics["seconds"]) == ["pool", "target", "writer", "search", "measure"]
+
+
+def test_one_round_is_the_lm_alone(tiny_lm: Any, lessons: list[list[Any]]) -> None:
+    result = make(tiny_lm("gpt2"), writer={"rounds": 1})
+    assert set(result.dataset["source"]) == {"lm"}
+    assert not lessons
+    assert "writer" not in result.metrics["seconds"]
+
+
+def test_the_solver_of_the_paper_writes_no_pool(tiny_lm: Any, lessons: list[list[Any]]) -> None:
+    assert set(make(tiny_lm("gpt2"), solver="admm").dataset["source"]) == {"admm"}
+    assert not lessons
+
+
+def test_the_writer_learns_what_selection_chooses_as_it_would_write_it(
+    tiny_lm: Any, lessons: list[list[Any]]
+) -> None:
+    """With a share that leaves exactly as many as are asked for, the first lesson is a run of one round."""
+    lm = tiny_lm("gpt2")
+    alone = make(lm, pool={"texts_per_text": 3}, writer={"rounds": 1})
+    make(lm, pool={"texts_per_text": 6}, writer={"rounds": 2, "share": 1 / 3})
+    texts = [lm.tokenizer.decode(text) for _, text in lessons[0]]
+    assert sorted(text.strip() for text in texts) == sorted(alone.dataset["text"])
+    assert all(text.startswith(" ") for text in texts)
+    prompts = {lm.tokenizer.decode(prompt) for prompt, _ in lessons[0]}
+    assert {prompt[-len("movie review:") :] for prompt in prompts} == {"movie review:"} and len(prompts) == 2
+
+
+def test_wherever_rounds_are_interrupted_they_end_the_same(tiny_lm: Any, tmp_path: Path) -> None:
+    make(tiny_lm("gpt2"), tmp_path / "whole")
+    for advances in count(0, 2):
+        folder = tmp_path / f"{advances}"
+        try:
+            make(tiny_lm("gpt2"), folder, Interrupting(advances))
+            break
+        except KeyboardInterrupt:
+            assert not set(DATA_FILES) & files(folder)
+            make(tiny_lm("gpt2"), folder)
+            assert data_bytes(folder) == data_bytes(tmp_path / "whole")
+            assert figures(folder) == figures(tmp_path / "whole")
+    assert advances > 8
+
+
+def test_a_round_that_is_written_is_not_tuned_for_again(
+    tiny_lm: Any, lessons: list[list[Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):  # after pool (2), target (2 classes), writer (4 chunks)
+        make(tiny_lm("gpt2"), tmp_path / "run", Interrupting(9))
+    assert len(lessons) == 2
+    make(tiny_lm("gpt2"), tmp_path / "run")
+    assert len(lessons) == 2
