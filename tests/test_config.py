@@ -123,6 +123,8 @@ TYPOS = [
     ("bans.english", "english_only"),
     ("space.map", "maps"),
     ("pool.file", "files"),
+    ("writer.round", "rounds"),
+    ("privacy.epsilon", "target_epsilon"),
     ("label_check.min_probabilty", "min_probability"),
     ("selection.exchanges", "exchange"),
     ("refinement.evaluation", "evaluations"),
@@ -131,7 +133,7 @@ TYPOS = [
 
 def test_the_typos_are_of_every_group() -> None:
     groups = {name for name in RunConfig.model_fields if isinstance(getattr(RunConfig(), name), BaseModel)}
-    assert {key.split(".")[0] for key, _ in TYPOS if "." in key} == {*groups, "task"}
+    assert {key.split(".")[0] for key, _ in TYPOS if "." in key} == {*groups, "task", "privacy"}
 
 
 @pytest.mark.parametrize(("key", "meant"), TYPOS)

@@ -15,21 +15,26 @@ import typer
 
 from gradmm import cli_comparison, cli_privacy, cli_training
 from gradmm.cli_options import (
+    PRIVACY,
     Attention,
     Balance,
     Classes,
     Config,
     Count,
     Data,
+    Delta,
     Device,
     Dtype,
+    Epsilon,
     Few,
     LabelColumn,
     Model,
     Output,
     Quiet,
+    Relation,
     Resume,
     ResumeFlag,
+    Rows,
     Seed,
     Set,
     Split,
@@ -94,6 +99,10 @@ def generate(
     class_balance: Balance = None,
     template: Template = None,
     verbaliser: Verbaliser = None,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    neighboring_relation: Relation = None,
+    num_rows: Rows = None,
     dtype: Dtype = None,
     device: Device = None,
     attn_implementation: Attention = None,
@@ -140,6 +149,11 @@ def preview(
         "class_balance": "equal",
     }
     packaged = _demo() if config is None and data is None else config
+    if _settings(_flags(context), packaged, set_).privacy is not None:
+        raise ConfigError(
+            "preview keeps no run folder, and so no ledger of what it would spend; leave privacy out and give "
+            "rows that are public, or use generate"
+        )
     result = _run(_settings(_flags(context) | quick, packaged, set_), None, quiet=False)
     from rich.console import Console
 
@@ -164,6 +178,10 @@ def doctor(
     class_balance: Balance = None,
     template: Template = None,
     verbaliser: Verbaliser = None,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    neighboring_relation: Relation = None,
+    num_rows: Rows = None,
     dtype: Dtype = None,
     device: Device = None,
     attn_implementation: Attention = None,
@@ -187,6 +205,7 @@ def _flags(context: typer.Context) -> dict[str, Any]:
     return shared_flags(context.params) | {
         "texts_per_class": _texts_per_class(count) if isinstance(count, str) else None,
         "class_balance": context.params.get("class_balance"),
+        **{key: context.params.get(flag) for flag, key in PRIVACY.items()},
     }
 
 
@@ -209,10 +228,11 @@ def _run(settings: RunConfig, output_dir: Path | None, quiet: bool, resume: Resu
     from gradmm.data.sources import load_data
     from gradmm.models import load_model
     from gradmm.pipeline import generate as make
-    from gradmm.progress import make_reporter
+    from gradmm.progress import make_reporter, unsaid
 
     reporter = make_reporter(quiet)
-    data = load_data(None, settings.data)
+    with unsaid(settings.privacy is not None):
+        data = load_data(None, settings.data)
     task = match_labels(settings.resolve_task(data.label_names), data)
     settings.count_texts(task.label_names, data.counts())  # refused before a large model is loaded
     model = load_model(settings.model)

@@ -57,6 +57,19 @@ Output = Annotated[Path, typer.Option("--output-dir", "-o", help="Run folder; an
 ResumeFlag = Annotated[
     Resume, typer.Option("--resume", help="Go on with a run that is in the folder: if_possible, always or never.")
 ]
+Epsilon = Annotated[
+    str | None, typer.Option(metavar="NUMBER", help="Differential privacy: budget of everything that is released.")
+]
+Delta = Annotated[
+    str | None, typer.Option(metavar="NUMBER", help="Probability with which it may fail; 'auto' is 1 / n^1.2.")
+]
+Relation = Annotated[
+    str | None,
+    typer.Option(
+        "--neighboring-relation", metavar="RELATION", help="add_or_remove_one or replace_one; no default."
+    ),
+]
+Rows = Annotated[str | None, typer.Option(metavar="INTEGER", help="Public number of rows, of all classes.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 SETTINGS = {
@@ -75,6 +88,15 @@ SETTINGS = {
     "seed": "seed",
 }
 """Flag by flag, the setting that it overrides."""
+
+
+PRIVACY = {
+    "epsilon": "privacy.target_epsilon",
+    "delta": "privacy.target_delta",
+    "neighboring_relation": "privacy.neighboring_relation",
+    "num_rows": "privacy.num_rows",
+}
+"""The same of the flags of privacy."""
 
 
 def shared_flags(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gradmm.cli_options import Delta, Epsilon, Relation, Rows
 from gradmm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,21 +20,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(invoke_without_command=True)
 
-Epsilon = Annotated[str | None, typer.Option(metavar="NUMBER", help="Budget of everything that is released.")]
-Delta = Annotated[
-    str | None, typer.Option(metavar="NUMBER", help="Probability with which it may fail; 'auto' is 1 / n^1.2.")
-]
-RelationFlag = Annotated[
-    str | None,
-    typer.Option(
-        "--neighboring-relation", metavar="RELATION", help="add_or_remove_one or replace_one; no default."
-    ),
-]
 NoiseMultiplier = Annotated[
     float | None,
     typer.Option(metavar="NUMBER", min=0.01, max=1e9, help="Instead of --epsilon: what so much noise costs."),
 ]
-Rows = Annotated[str | None, typer.Option(metavar="INTEGER", help="Public number of rows, of all classes.")]
 Classes = Annotated[
     int, typer.Option(metavar="INTEGER", min=1, help="Classes that --num-rows is shared out to, for the ratio.")
 ]
@@ -55,7 +45,7 @@ def privacy(
     context: typer.Context,
     epsilon: Epsilon = None,
     delta: Delta = None,
-    neighboring_relation: RelationFlag = None,
+    neighboring_relation: Relation = None,
     noise_multiplier: NoiseMultiplier = None,
     num_rows: Rows = None,
     num_classes: Classes = 1,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gradmm.data.presets import get_task
@@ -23,6 +22,14 @@ from gradmm.gradients.distances import DistanceConfig
 from gradmm.gradients.spaces import SpaceConfig
 from gradmm.labelling import LabelCheckConfig
 from gradmm.models import ModelConfig
+from gradmm.privacy.config import PrivacyConfig
+from gradmm.private_settings import (
+    LM_ALONE,
+    refuse_drawn_rows,
+    refuse_found_classes,
+    refuse_leaks,
+    with_private_defaults,
+)
 from gradmm.solvers.admm import AdmmConfig
 from gradmm.solvers.initial import InitialConfig, LengthConfig
 from gradmm.solvers.pool import PoolConfig
@@ -30,7 +37,7 @@ from gradmm.solvers.projection import ProjectionConfig
 from gradmm.solvers.refinement import RefinementConfig
 from gradmm.solvers.selection import SelectionConfig
 from gradmm.training.writer import WriterConfig
-from gradmm.yamlfiles import missing, read_mapping, read_value
+from gradmm.yamlfiles import missing, read_mapping, read_value, to_yaml
 
 PACKAGED = Path(__file__).parent / "assets" / "configs"
 LongForms = dict[str, tuple[type, Callable[[Any], dict[str, Any]]]]
@@ -47,7 +54,14 @@ def _check_counts(given: Any) -> Any:
     return given
 
 
+def _check_references(given: Any) -> Any:
+    if given == LM_ALONE or isinstance(given, bool):
+        return given
+    raise ValueError(f"give true, false or {LM_ALONE!r}")
+
+
 Counts = Annotated[int | dict[str, int], BeforeValidator(_check_counts)]
+References = Annotated[bool | Literal["lm"], BeforeValidator(_check_references)]
 
 
 class TaskConfig(BaseModel):
@@ -99,8 +113,9 @@ class GenerateConfig(BaseModel):
     """Texts that go through the model at once; does not change what is computed."""
     seed: int = Field(0, ge=0)
     """Of everything that is drawn."""
-    references: bool = True
-    """Also measure as many real rows and plain LM samples, to compare with."""
+    references: References = True
+    """Also measure as many real rows and plain LM samples, to compare with; `lm`: the LM's samples alone, which is
+    the default with privacy."""
     solver: Literal["admm", "search", "both"] = "search"
     """`search`: select from a pool of texts that the LM writes, and refine. `admm`: the paper's solver, as it
     ends. `both`: ADMM's texts are candidates too."""
@@ -116,6 +131,19 @@ class GenerateConfig(BaseModel):
     initial: InitialConfig = InitialConfig()
     lengths: LengthConfig = LengthConfig()
     bans: BanConfig = BanConfig()
+    privacy: PrivacyConfig | None = Field(None, exclude_if=lambda privacy: privacy is None)
+    """The target is released with noise, and nothing else looks at real rows; None makes no promise. With it, the
+    default of `space.maps` is the verbaliser's rows, whitened."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _private(cls, given: Any) -> Any:
+        return with_private_defaults(given)
+
+    @model_validator(mode="after")
+    def _keeps_the_promise(self) -> GenerateConfig:
+        refuse_leaks(self)
+        return self
 
     @model_validator(mode="after")
     def _balanced(self) -> GenerateConfig:
@@ -126,16 +154,24 @@ class GenerateConfig(BaseModel):
             )
         return self
 
+    @property
+    def needs_public(self) -> bool:
+        """Whether there has to be public text: to fit a space on, and to clip and to look ahead by."""
+        return self.space.needs_public or self.privacy is not None
+
     def count_texts(self, label_names: Sequence[str], rows: Sequence[int] | None = None) -> tuple[int, ...]:
         """How many texts every class gets.
 
         Args:
             label_names: the classes.
-            rows: real rows of every class; needed by `proportional` alone.
+            rows: real rows of every class; needed by `proportional` alone, and with privacy not looked at.
 
         Raises:
-            ConfigError: if `texts_per_class` lists other classes than these.
+            ConfigError: if `texts_per_class` or `privacy.public_counts` list other classes than these.
         """
+        if self.privacy is not None:
+            public = self.privacy.divisors(label_names)
+            rows = [int(count) for count in public] if public else None
         wanted = self.texts_per_class
         if isinstance(wanted, dict):
             _check_listed(wanted, label_names)
@@ -177,6 +213,8 @@ class ConfigOfRun(BaseModel):
 
     long_forms: ClassVar[LongForms] = {}
     """Of the groups that may be given as one value, so that a setting in them can be added to it."""
+    never_empty: ClassVar[tuple[str, ...]] = ()
+    """Groups that are an error, not left out, where there is nothing in them."""
     example: ClassVar[str] = "seed=1"
     """What `--set` is like."""
 
@@ -188,12 +226,22 @@ class RunConfig(GenerateConfig, ConfigOfRun):
     """A whole run: what is made, from what, with what."""
 
     long_forms: ClassVar[LongForms] = OWN_TASK
+    never_empty: ClassVar[tuple[str, ...]] = ("privacy",)
     example: ClassVar[str] = "admm.rho=0.5"
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     task: str | TaskConfig = "sst2"
     """A ready-made task by name, or one's own."""
+
+    @model_validator(mode="after")
+    def _takes_every_row(self) -> RunConfig:
+        if self.privacy is not None:
+            refuse_drawn_rows(self.data)
+            named = isinstance(self.task, str) or self.task.verbalisers or self.task.instructions
+            if not (named or self.data.label_names or self.data.classes):
+                refuse_found_classes()
+        return self
 
     def resolve_task(self, label_names: Sequence[str]) -> Task:
         """The task over the data's classes.
@@ -272,24 +320,6 @@ def dump_config(config: BaseModel) -> str:
     return to_yaml(config.model_dump(mode="json"))
 
 
-def to_yaml(tree: Mapping[str, Any]) -> str:
-    """YAML in the order of the mapping, with every character kept."""
-    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-class _Dumper(yaml.SafeDumper):
-    pass
-
-
-def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # PyYAML folds these line breaks into spaces unless they are quoted.
-    style = '"' if {"\x85", "\u2028", "\u2029"} & set(text) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _quoted)
-
-
 def _read(file: str | Path) -> dict[str, Any]:
     path = Path(os.path.expanduser(file))
     packaged = PACKAGED / f"{path.name.removesuffix('.yaml')}.yaml"
@@ -306,7 +336,9 @@ def _put(tree: dict[str, Any], key: str, value: Any, long_forms: LongForms) -> N
     if parents and kind is not None and group_of is not None and isinstance(tree.get(parents[0]), kind):
         tree[parents[0]] = group_of(tree[parents[0]])
     for parent in parents:
-        tree = tree.setdefault(parent, {})
+        if tree.get(parent) is None:
+            tree[parent] = {}
+        tree = tree[parent]
         if not isinstance(tree, dict):
             raise ConfigError(f"{key!r}: {parent!r} is a value, not a group of settings")
     if value is True and isinstance(tree.get(last), dict):
@@ -314,8 +346,13 @@ def _put(tree: dict[str, Any], key: str, value: Any, long_forms: LongForms) -> N
     tree[last] = value
 
 
-def _without_empty(model: type[BaseModel], tree: Mapping[str, Any]) -> dict[str, Any]:
+def _without_empty(model: type[ConfigOfRun], tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree without groups that stand there with nothing in them, which YAML reads as null."""
+    for key in model.never_empty:
+        if key in tree and tree[key] is None:
+            raise ConfigError(
+                f"{key} has nothing in it; give its settings, or leave it out, and then there is no {key}"
+            )
     groups = {key for key, field in model.model_fields.items() if _group(field.annotation) is not None}
     return {key: value for key, value in tree.items() if value is not None or key not in groups}
 

@@ -14,6 +14,8 @@ from gradmm.data.vocabulary import allowed_tokens
 from gradmm.environment import describe_environment
 from gradmm.errors import GradmmError
 from gradmm.models import LanguageModel, load_model
+from gradmm.privacy.words import advice_lines, plan_lines
+from gradmm.private_run import look_ahead
 
 _SAMPLE = 100  # rows whose rendering is compared with the tokenizer's
 
@@ -59,16 +61,42 @@ def _examine_task(config: RunConfig, model: LanguageModel, data: LabelledData) -
         yield bound
         return
     yield Finding("ok", "task", _describe_task(bound))
-    yield from _about(
+    fits = _about(
         lambda: check_fits(bound, data),
         "lengths",
         lambda longest: f"every row fits; there is room for {bound.room} tokens",
     )
+    yield from fits if config.privacy is None else _examine_privacy(config, model, bound, data)
     yield _compare_rendering(bound, data)
     yield from _about(
         lambda: config.count_texts(bound.task.label_names, data.counts()),
         "work",
         lambda counts: _describe_work(config, model, bound, counts),
+    )
+
+
+def _examine_privacy(
+    config: RunConfig, model: LanguageModel, bound: BoundTask, data: LabelledData
+) -> Iterator[Finding]:
+    """The plan, before any of it is spent, and what its owner has to know of the data."""
+    privacy = config.privacy
+    assert privacy is not None, "not a private run"
+    found = _attempt(lambda: look_ahead(model, bound, config, privacy), "privacy")
+    if isinstance(found, Finding):
+        yield found
+        return
+    for line in plan_lines(found):
+        yield Finding("ok", "privacy", line)
+    if found.advice:
+        yield Finding("note", "privacy", " ".join(line.strip() for line in advice_lines(found)))
+    if privacy.rows not in (None, len(data)):
+        told = f"{privacy.rows:,} rows are said to be public, and there are {len(data):,}"
+        yield Finding("note", "privacy", f"{told}: the mean is divided by the former")
+    yield Finding(
+        "note",
+        "lengths",
+        f"a private run cuts rows of more than {bound.room} tokens, and says nothing of its rows; what doctor "
+        "says of them is for their owner, and not private",
     )
 
 

@@ -2,7 +2,8 @@
 
     load -> pool -> space -> target -> admm | write on, select and refine -> measure -> write
 
-Only `_release` and `_references` see real rows; the solvers get a `ReleasedTarget`. A run that is interrupted
+Only `_release` and `_references` see real rows; the solvers get a `ReleasedTarget`. With privacy it is the release
+alone, with noise (`private_run`): every other look at the rows is refused or left out. A run that is interrupted
 continues from its folder: each class's target and every outer iteration are checkpointed, and whatever is drawn
 comes from a generator of its own, seeded by what it is for.
 """
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gradmm.blocks import BlockRunner, Made
-from gradmm.config import GenerateConfig, to_yaml
+from gradmm.config import GenerateConfig
 from gradmm.data.checks import check_fits, match_labels
 from gradmm.data.presets import get_task
 from gradmm.data.sources import DataConfig, DataSource, LabelledData, load_data
@@ -33,11 +35,14 @@ from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
 from gradmm.measures import SetMeasures, measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model
-from gradmm.progress import Reporter, Stage, log, logging_to
+from gradmm.privacy.ledger import LEDGER
+from gradmm.private_run import PrivateRelease, check_complete, named, refuse, refuse_real_rows
+from gradmm.progress import Reporter, Stage, log, logging_to, unsaid
 from gradmm.result import Result, make_dataset, read_result, texts_of_run, write_result
 from gradmm.rounds import WRITER, write_rounds
 from gradmm.search import Found, Search, Sources, as_found
-from gradmm.store import LOG, Resume, RunFolder, as_json
+from gradmm.store import LOG, TEXT_FILES, Resume, RunFolder, as_json
+from gradmm.yamlfiles import to_yaml
 
 
 def generate(
@@ -66,31 +71,45 @@ def generate(
         GradmmError: if model, task, data and config do not fit together, before any work is done; if the run
             folder is another run's, in use, damaged or cannot be written; if numbers stop being finite or a single
             text does not fit into memory. What was done by then is kept, and the same call goes on from there.
+        PrivacyBudgetError: if a private run would spend more than its budget; nothing was drawn.
     """
+    is_private = config.privacy is not None
+    if is_private:
+        refuse(config, output_dir)
     lm = load_model(model)
-    rows = load_data(data)
+    with unsaid(is_private):
+        rows = load_data(data)
     bound = BoundTask(match_labels(get_task(task), rows), lm.tokenizer, lm.max_length)
-    check_fits(bound, rows)
+    if not is_private:  # which cuts them: to refuse one would tell that it is there
+        check_fits(bound, rows)
     limit = BatchLimit(config.per_device_batch_size)
-    counts = config.count_texts(bound.task.label_names, rows.counts())
+    counts = config.count_texts(bound.task.label_names, None if is_private else rows.counts())
     runner = BlockRunner(lm, bound, config, counts, limit)
     search = Search(runner)  # refuses settings that it cannot work with, before there is a run folder
     brought = {name: _load_brought(name, bound.task) for name in config.pool.files}
+    if is_private:
+        refuse_real_rows(rows, brought.items())
     fingerprint = _fingerprint(lm, bound.task, rows, config) | {
         "files": {name: own.fingerprint() for name, own in brought.items()}
     }
     with ExitStack() as stack:
         place = output_dir or stack.enter_context(tempfile.TemporaryDirectory())
-        folder = stack.enter_context(RunFolder(place, fingerprint, resume))
+        artefacts = (*TEXT_FILES, LEDGER) if is_private else TEXT_FILES
+        folder = stack.enter_context(RunFolder(place, fingerprint, resume, artefacts))
         if folder.is_complete:
+            if config.privacy is not None:
+                check_complete(folder, config.privacy)
             log.info("%s is complete; nothing is left to do", folder.path)
             folder.finish()
             return read_result(folder)
-        with logging_to(folder.path / LOG):
+        with logging_to(folder.path / LOG, times=not is_private):
             settings = _settings(lm, bound.task, rows, config)
             folder.write_text("config.yaml", to_yaml(settings))
             folder.write_json("environment.json", describe_environment(lm.device))
-            run = _Run(lm, bound, rows, brought, config, runner, search, limit, folder, reporter or Reporter())
+            private = PrivateRelease(lm, bound, config, folder) if is_private else None
+            run = _Run(
+                lm, bound, rows, brought, config, runner, search, limit, folder, reporter or Reporter(), private
+            )
             result = run.go()
         folder.finish()
     return result if output_dir else Result(result.dataset, result.metrics, None)
@@ -110,19 +129,23 @@ class _Run:
     limit: BatchLimit
     folder: RunFolder
     reporter: Reporter
+    private: PrivateRelease | None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def go(self) -> Result:
         """All stages."""
+        if self.private is not None:
+            self.private.announce(self.reporter)
         lm_texts = self._write()
-        target = self._release(self._space(lm_texts))
+        target = self._release(self._space(lm_texts), lm_texts)
         made = None if self.config.solver == "search" else self._admm(target)
         if made is not None and self.config.solver == "admm":
             found = as_found(made)
         else:
             found = self._search(target, lm_texts, made)
         texts = [[one.text for one in own] for own in found.texts]
-        with self._stage("measure", len(found.before) + (3 if self.config.references else 1), "sets") as stage:
+        others = {True: 2, "lm": 1, False: 0}[self.config.references]
+        with self._stage("measure", len(found.before) + 1 + others, "sets") as stage:
             own, nll = self._measure(target, texts)
             stage.advance()
             steps = {name: self._measured(target, before, stage) for name, before in found.before.items()}
@@ -137,10 +160,13 @@ class _Run:
                 "stops": made.stops if made else [],
                 "seconds": self.seconds,
                 "trace": made.trace if made else [],
+                **({} if self.private is None else {"privacy": self.private.figures()}),
             }
         )
         dataset = make_dataset(self.task.task.label_names, found.texts, own.class_distances, nll)
         write_result(self.folder, dataset, metrics)
+        if self.private is not None:
+            self.private.settle()
         return Result(dataset, metrics, self.folder.path)
 
     def _write(self) -> list[list[str]]:
@@ -168,7 +194,7 @@ class _Run:
     def _search(self, target: ReleasedTarget, lm_texts: list[list[str]], made: Made | None) -> Found:
         """ADMM's texts come first: of two that are alike, the first is kept."""
         sources = [("admm", made.texts)] if made else []
-        labels = range(self.rows.num_classes)
+        labels = range(len(self.runner.counts))
         sources += [(name, [own.texts_of(label) for label in labels]) for name, own in self.brought.items()]
         sources.append((WRITER, self._more(target, lm_texts, sources)))
         with self._stage("search", sum(self.runner.counts), "texts") as stage:
@@ -184,8 +210,11 @@ class _Run:
         with self._stage("writer", total, "texts") as stage:
             return write_rounds(self.search, target, lm_texts, sources, self.folder, stage)
 
-    def _release(self, space: Space) -> ReleasedTarget:
+    def _release(self, space: Space, lm_texts: list[list[str]]) -> ReleasedTarget:
         """The mean gradients of the real rows, each computed once per run and read from the run folder."""
+        if self.private is not None:
+            look = partial(self.search.public_factors, lm_texts, space)
+            return self.private.release(self.rows, space, look, self.reporter)
         targets = [self._released(label) for label in range(self.rows.num_classes)]
         if None in targets:
             with self._stage("target", len(self.rows), "rows") as stage:
@@ -208,10 +237,13 @@ class _Run:
 
     def _references(self, target: ReleasedTarget, stage: Stage) -> dict[str, SetMeasures]:
         """As many real rows, drawn at random, and as many texts that the LM writes unguided."""
-        counts = map(min, self.runner.counts, self.rows.counts())
-        real = self.rows.sample(tuple(counts), self.config.seed)
-        texts = [real.texts_of(c) for c in range(real.num_classes)]
-        found = {"real": self._measured(target, texts, stage)}
+        found = {}
+        if self.config.references is True:
+            assert self.private is None, "refused"
+            counts = map(min, self.runner.counts, self.rows.counts())
+            real = self.rows.sample(tuple(counts), self.config.seed)
+            texts = [real.texts_of(c) for c in range(real.num_classes)]
+            found["real"] = self._measured(target, texts, stage)
         found["lm"] = self._measured(target, self.runner.sample_texts("lm reference"), stage)
         return found
 
@@ -262,13 +294,17 @@ def _settings(lm: LanguageModel, task: Task, rows: LabelledData, config: Generat
 
 
 def _fingerprint(lm: LanguageModel, task: Task, rows: LabelledData, config: GenerateConfig) -> dict[str, Any]:
-    """What the results depend on."""
+    """What the results depend on. Of private data it has the name alone: a hash is a function of every row. The
+    budget may be raised where a release was lost, and is left to the ledger.
+    """
     settings = config.model_dump(mode="json", include=set(GenerateConfig.model_fields) - {"per_device_batch_size"})
+    if config.privacy is not None:
+        del settings["privacy"]["target_epsilon"]
     return {
         "gradmm": version("gradmm"),  # another version may take other steps
         "settings": settings,
         "task": task.model_dump(mode="json"),
         "model": lm.fingerprint(),
         "dtype": str(lm.dtype),
-        "data": rows.fingerprint(),
+        "data": rows.fingerprint() if config.privacy is None else named(rows, config),
     }

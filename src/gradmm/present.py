@@ -37,7 +37,9 @@ def show_texts(console: Console, result: Result, per_class: int | None = None) -
 
 def show_measures(console: Console, metrics: dict[str, Any]) -> None:
     """Distance and readability of the synthetic texts beside the references."""
-    table = Table(title="How close to the real gradients, how readable: lower is better", title_justify="left")
+    private = metrics.get("privacy")
+    target = "real gradients" if private is None else "released gradients"
+    table = Table(title=f"How close to the {target}, how readable: lower is better", title_justify="left")
     for column in ("set", "texts", "distance", "log-perplexity", "distinct pairs"):
         table.add_column(column, justify="left" if column == "set" else "right")
     for name, row in {"synthetic": metrics["synthetic"], **metrics["references"]}.items():
@@ -50,11 +52,24 @@ def show_measures(console: Console, metrics: dict[str, Any]) -> None:
             f"{name} {row['distance']:.4f} / {row['log_perplexity']:.2f}" for name, row in steps.items()
         )
         console.print(Text(f"Step by step (distance / log-perplexity): {bought}"), soft_wrap=True)
+    if private is not None:
+        console.print(Text(_privacy_line(private)), soft_wrap=True)
     differ, count = metrics["synthetic"]["retokenised_differently"], metrics["synthetic"]["texts"]
     if differ:
         console.print(
             Text(f"{differ} of {count} texts re-tokenise differently; all figures are of the texts as they are.")
         )
+
+
+def _privacy_line(private: dict[str, Any]) -> str:
+    """What was spent, on what."""
+    if not private["is_private"]:
+        return "NOT PRIVATE: the noise was a test's."
+    promise = f"{private['neighboring_relation']}, per {private['unit']}"
+    return (
+        f"Private: epsilon {private['epsilon']:.4g} at delta {private['delta']:.3g} ({promise}), "
+        f"signal-to-noise ratio about {private['expected_snr']:.3g}; distances are to what was released, with noise."
+    )
 
 
 def _steps(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -11,17 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from gradmm.errors import printable
-from gradmm.privacy.config import MEANINGS, UNIT
-from gradmm.privacy.planning import Outlook, Plan
+from gradmm.privacy.config import UNIT
+from gradmm.privacy.planning import Outlook
 from gradmm.privacy.verification import Verification
-
-_NAMES = {"pld": "PLD", "rdp": "RDP"}
+from gradmm.privacy.words import NAMES, advice_lines, cost_line, promise_line, signal_line
 
 
 def show_outlook(console: Console, found: Outlook) -> None:
     """Budget, noise multipliers, and what is left of the target."""
     plan = found.plan
-    _say(console, _promise_line(plan.target_epsilon, plan.delta, plan.neighboring_relation))
+    _say(console, promise_line(plan.target_epsilon, plan.delta, plan.neighboring_relation))
     table = Table()
     for column in ("release", "share of the budget", "noise multiplier"):
         table.add_column(column, justify="left" if column == "release" else "right")
@@ -29,16 +28,10 @@ def show_outlook(console: Console, found: Outlook) -> None:
         times = f" x {one.event.count}" if one.event.count > 1 else ""
         table.add_row(Text(one.name + times), f"{100 * one.share:.3g}%", f"{one.event.noise_multiplier:.4f}")
     console.print(table)
-    _say(console, _cost_line(plan))
-    if found.noise_norm is not None and found.rows is not None:
-        _say(
-            console,
-            f"Signal to noise: at most {found.expected_snr:.3g}. With {found.rows:,.0f} rows per class, the noise "
-            f"on a class's mean gradient of {found.dimension:,} numbers has norm {found.noise_norm:.3g}, in units "
-            "of the clip; the signal has 1 at most.",
-        )
-    for number, sentence in enumerate(found.advice):
-        _say(console, sentence if number == 0 else f"  - {sentence}")
+    _say(console, cost_line(plan))
+    signal = signal_line(found)
+    for sentence in (*([] if signal is None else [signal]), *advice_lines(found)):
+        _say(console, sentence)
 
 
 def outlook_as_json(found: Outlook) -> dict[str, Any]:
@@ -54,11 +47,11 @@ def outlook_as_json(found: Outlook) -> dict[str, Any]:
 def show_verification(console: Console, found: Verification) -> None:
     """What was promised, what was spent, and whether that holds."""
     declared = found.declaration
-    _say(console, _promise_line(found.target_epsilon, declared["target_delta"], declared["neighboring_relation"]))
+    _say(console, promise_line(found.target_epsilon, declared["target_delta"], declared["neighboring_relation"]))
     if found.target_epsilon != declared["target_epsilon"]:
         _say(console, f"The target was {declared['target_epsilon']:g} when the run began.")
     console.print(_spends_table(found.spends))
-    by, other = (_NAMES[name] for name in (("pld", "rdp") if declared["accountant"] == "pld" else ("rdp", "pld")))
+    by, other = (NAMES[name] for name in (("pld", "rdp") if declared["accountant"] == "pld" else ("rdp", "pld")))
     _say(
         console,
         f"Spent: epsilon {found.epsilon:.4f} by {by}, {found.epsilon_other:.4f} by {other} "
@@ -87,20 +80,6 @@ def _spends_table(spends: Sequence[dict[str, Any]]) -> Table:
             Text(printable(str(line.get("noise")))),
         )
     return table
-
-
-def _promise_line(epsilon: float, delta: float, relation: Any) -> str:
-    return f"Promise: epsilon {epsilon:g}, delta {delta:.3g}, per {UNIT}, {relation}: {MEANINGS[relation]}."
-
-
-def _cost_line(plan: Plan) -> str:
-    costs = {"pld": plan.epsilon_pld, "rdp": plan.epsilon_rdp}
-    check = "rdp" if plan.accountant == "pld" else "pld"
-    return (
-        f"Cost: epsilon {plan.epsilon:.4f} by {_NAMES[plan.accountant]}, which is held to the target; "
-        f"{costs[check]:.4f} by {_NAMES[check]}, to compare ({plan.accountant_version}). Noise of standard "
-        "deviation noise multiplier * clip is added to each number of the clipped sums."
-    )
 
 
 def _say(console: Console, sentence: str) -> None:

@@ -29,6 +29,10 @@ class Stage(Protocol):
 class Reporter:
     """Plain lines through `logging`."""
 
+    def tell(self, line: str) -> None:
+        """Says something that is no stage's."""
+        log.info("%s", line)
+
     @contextmanager
     def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
         """Opens a stage of `total` units."""
@@ -62,6 +66,11 @@ class _PlainStage:
 
 class RichReporter(Reporter):
     """Progress bars on a terminal; the plain lines go to the other handlers of the log."""
+
+    def tell(self, line: str) -> None:
+        """Says something that is no stage's."""
+        super().tell(line)
+        sys.stderr.write(printable_lines(line) + "\n")
 
     @contextmanager
     def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
@@ -134,15 +143,20 @@ def make_reporter(quiet: bool = False) -> Reporter:
 
 
 @contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Appends the log to a file for a while; if that cannot be, says so and goes on."""
+def logging_to(path: Path, times: bool = True) -> Iterator[None]:
+    """Appends the log to a file for a while; if that cannot be, says so and goes on.
+
+    Args:
+        path: the file.
+        times: whether every line begins with the time of day.
+    """
     try:
         handler = _LogFile(path, encoding="utf-8")
     except OSError as err:
         log.warning("cannot write %s (%s); going on without it", path, err)
         yield
         return
-    handler.setFormatter(_Lines("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    handler.setFormatter(_Lines(("%(asctime)s " if times else "") + "%(message)s", "%Y-%m-%dT%H:%M:%S"))
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
@@ -151,3 +165,30 @@ def logging_to(path: Path) -> Iterator[None]:
         log.removeHandler(handler)
         with suppress(OSError):  # lines that the disk had no room for, which was told of
             handler.close()
+
+
+@contextmanager
+def on_screen_alone() -> Iterator[None]:
+    """Keeps lines below warnings out of the log's files for a while: the time that work takes tells of it."""
+    files = [handler for handler in log.handlers if isinstance(handler, _LogFile)]
+    for handler in files:
+        handler.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for handler in files:
+            handler.setLevel(logging.NOTSET)
+
+
+@contextmanager
+def unsaid(is_so: bool = True) -> Iterator[None]:
+    """Drops what is logged meanwhile, where that is so: messages about rows name and count them."""
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return not is_so
+
+    log.addFilter(nothing)
+    try:
+        yield
+    finally:
+        log.removeFilter(nothing)

@@ -21,7 +21,7 @@ from gradmm.checkpoints import Checkpoints
 from gradmm.decoding import PromptCache, log_perplexity
 from gradmm.errors import ConfigError, DataError
 from gradmm.gradients.distances import FORMULAS, components
-from gradmm.gradients.factors import Factors, label_factors
+from gradmm.gradients.factors import Factors, as_one_set, label_factors
 from gradmm.gradients.spaces import Space, fit_space
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.labelling import calibrated, label_log_probs
@@ -113,7 +113,7 @@ class Search:
     @property
     def lm_counts(self) -> list[int]:
         """Texts that the LM writes for every class, as it is."""
-        public = self._public_count if self.config.space.needs_public else 0
+        public = self._public_count if self.config.needs_public else 0
         return [max(public, count) for count in self.round_counts]
 
     @property
@@ -171,12 +171,13 @@ class Search:
         """The space of the settings, fitted on the LM's texts."""
         label_ids = [token for ids in self.task.label_ids for token in ids]
         generator = make_generator(self.config.seed, "space")
-        parts = [
-            part
-            for label, own in enumerate(lm_texts)
-            for part in self._factors(label, own[: self._public_count] or ["."], Space())
-        ]
-        return fit_space(self.config.space, _one_set(parts), label_ids, generator)
+        parts = [part for own in self.public_factors(lm_texts, Space()) for part in own]
+        return fit_space(self.config.space, as_one_set(parts), label_ids, generator)
+
+    def public_factors(self, lm_texts: Sequence[Sequence[str]], space: Space) -> list[list[Factors]]:
+        """Per class, gradients of the LM's texts that stand for public text, one set for each, in a space."""
+        count = self._public_count
+        return [list(self._factors(c, own[:count] or ["."], space)) for c, own in enumerate(lm_texts)]
 
     # ---- the pool
 
@@ -390,10 +391,3 @@ class Search:
         name: Literal["cosine", "relative_l2"] = "relative_l2" if named == "relative_l2" else "cosine"
         weights: list[float] = fit_weights(candidates, range(len(texts)), name).tolist()
         return weights
-
-
-def _one_set(parts: Sequence[Factors]) -> Factors:
-    """All pairs of all sets as one set; sets of different classes may differ in their number of pairs."""
-    flat = [[value.flatten(0, 1) for value in part.tensors()] for part in parts]
-    r_JV, h_JD, weight_J = (torch.cat(pieces) for pieces in zip(*flat, strict=True))
-    return Factors(r_JV[None], h_JD[None], weight_J[None])

@@ -1,7 +1,7 @@
 """The run folder: what a run leaves behind, written so that a kill at any moment loses nothing.
 
     fingerprint.json  config.yaml  environment.json  metrics.json  run.log
-    data/synthetic.parquet  data/synthetic.jsonl    of `generate`
+    data/synthetic.parquet  data/synthetic.jsonl    of `generate`, and privacy.json if it is private
     model/                                          of `train`
     SHA256SUMS   of all of these but the log; written last, so a folder that has it is complete
     state/       lock and checkpoints of an unfinished run; removed when it is done
@@ -38,7 +38,7 @@ from gradmm.locking import LOCK, OWNER, RunLock
 log = logging.getLogger("gradmm")
 FINGERPRINT, SUMS, LOG, STATE = "fingerprint.json", "SHA256SUMS", "run.log", "state"
 _ALWAYS = ("config.yaml", "environment.json", "metrics.json")
-_TEXTS = ("data/synthetic.jsonl", "data/synthetic.parquet")
+TEXT_FILES = ("data/synthetic.jsonl", "data/synthetic.parquet")
 _TEMPORARY = ".tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -67,7 +67,7 @@ class RunFolder:
         path: str | Path,
         fingerprint: Mapping[str, Any],
         resume: Resume = "if_possible",
-        artefacts: Sequence[str] = _TEXTS,
+        artefacts: Sequence[str] = TEXT_FILES,
     ) -> None:
         self.path = Path(os.path.expanduser(path))
         self._present = (*_ALWAYS, *artefacts, FINGERPRINT)

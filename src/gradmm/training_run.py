@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gradmm.config import to_yaml
 from gradmm.data.presets import get_task
 from gradmm.data.sources import DataSource, LabelledData
 from gradmm.data.task import BoundTask, Task
@@ -34,6 +33,7 @@ from gradmm.training.finetune import FineTuner, TrainConfig, TrainState
 from gradmm.training.rows import TokenRows
 from gradmm.training_config import Role, TrainRunConfig
 from gradmm.training_data import MODEL, TrainData, load_train_data, warn_of_overlap
+from gradmm.yamlfiles import to_yaml
 
 _STATE = "training"
 _FREE = {"per_device_eval_batch_size", "save_steps"}  # settings that change no result

@@ -1,7 +1,8 @@
-"""YAML that a user wrote, and what is wrong with it in one line."""
+"""YAML: what a user wrote, and what is wrong with it in one line; and what is written."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,24 @@ def read_mapping(path: Path, name: str) -> dict[str, Any]:
         held = type(tree).__name__
         raise ConfigError(f"{name}: holds {held} where a mapping of settings is needed; write it as 'seed: 1'")
     return tree or {}
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """YAML in the order of the mapping, with every character kept."""
+    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # PyYAML folds these line breaks into spaces unless they are quoted.
+    style = '"' if {"\x85", "\u2028", "\u2029"} & set(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
 
 
 def missing(path: Path, name: str, packaged: list[str]) -> ConfigError:

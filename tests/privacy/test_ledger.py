@@ -162,11 +162,38 @@ def test_a_raised_target_is_written_and_holds(tmp_path):
     assert verify(tmp_path).holds and verify(tmp_path).target_epsilon == 2
 
 
-def test_a_lowered_target_holds_too(tmp_path):
+def test_a_target_below_what_was_spent_is_refused_and_leaves_no_trace(tmp_path):
     Run(tmp_path).go()
-    run = Run(tmp_path, epsilon=0.5)
-    assert run.go() == "noisy 2", "what is there is there"
+    before = (tmp_path / LEDGER).read_bytes()
+    with pytest.raises(PrivacyBudgetError, match=r"says that epsilon 1 was spent, and target_epsilon is 0\.5; "):
+        Run(tmp_path, epsilon=0.5)
+    assert (tmp_path / LEDGER).read_bytes() == before
+
+
+def test_a_last_target_below_what_was_spent_is_found(tmp_path):
+    run = Run(tmp_path)
+    run.go()
+    lines = [{key: line[key] for key in line if key not in ("previous", "sha256")} for line in written(tmp_path)]
+    lines.append({"line": "target_epsilon", "target_epsilon": 0.5})
+    (tmp_path / LEDGER).write_bytes(b"".join(encoded(line) + b"\n" for line in chained(lines, None)))
     assert verify(tmp_path).faults == (f"epsilon is {run.ledger.epsilon:.6g}, above the last target of 0.5",)
+
+
+def test_another_target_has_no_use_where_the_release_is_there(tmp_path):
+    Ledger(tmp_path, RDP, 1.0, is_released=True)
+    before = (tmp_path / LEDGER).read_bytes()
+    with pytest.raises(RunFolderError, match="has target_epsilon 1, and now it is 2: what was released is there"):
+        Ledger(tmp_path, RDP, 2.0, is_released=True)
+    assert (tmp_path / LEDGER).read_bytes() == before
+    Ledger(tmp_path, RDP, 1.0, is_released=True)
+
+
+def test_a_draw_that_was_lost_is_drawn_again_as_it_was_planned(tmp_path):
+    assert Ledger(tmp_path, RDP, 1.0).planned_epsilon == 1
+    ledger = Ledger(tmp_path, RDP, 1.5)
+    assert ledger.planned_epsilon == 1.5, "nothing was spent yet"
+    ledger.spend(BOTH)
+    assert Ledger(tmp_path, RDP, 4.0).planned_epsilon == 1.5
 
 
 # ---- kills

@@ -102,6 +102,7 @@ class CompareConfig(SplitsConfig):
             "label_check.min_probability": made.label_check.min_probability,
             "label_check.relabel": made.label_check.relabel,
             "selection.weights": made.selection.weights,
+            "privacy": made.privacy,
         }
         for name, setting in unused.items():
             if setting:

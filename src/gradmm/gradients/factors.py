@@ -63,6 +63,13 @@ def join_sets(parts: Sequence[Factors]) -> Factors:
     return Factors(r_KJV, h_KJD, weight_KJ)
 
 
+def as_one_set(parts: Sequence[Factors]) -> Factors:
+    """All pairs of all sets of several as one set; the parts may differ in J."""
+    flat = [[value.flatten(0, 1) for value in part.tensors()] for part in parts]
+    r_JV, h_JD, weight_J = (torch.cat(pieces) for pieces in zip(*flat, strict=True))
+    return Factors(r_JV[None], h_JD[None], weight_J[None])
+
+
 @dataclass(frozen=True)
 class Inner:
     """Inner products of K pairs of gradients: of the head's weight and, apart, of its bias."""

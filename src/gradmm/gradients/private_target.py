@@ -22,8 +22,8 @@ from torch import Tensor
 
 from gradmm.data.task import BoundTask
 from gradmm.errors import ConfigError, NonFiniteError, TaskError
-from gradmm.gradients.factors import Factors, inner, label_factors
-from gradmm.gradients.spaces import Space
+from gradmm.gradients.factors import Factors, as_one_set, inner, label_factors
+from gradmm.gradients.spaces import Space, SpaceConfig
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
@@ -80,6 +80,24 @@ class Geometry:
         return ClassTarget(None, (weight_VD.float().to(device), bias_V.float().to(device)))
 
 
+def planned_geometry(lm: LanguageModel, task: BoundTask, config: SpaceConfig, with_bias: bool) -> Geometry:
+    """Sizes before the space is fitted; `subspace` may find fewer directions than it is asked for.
+
+    Args:
+        lm: the model, for the sizes of its head.
+        task: its label tokens are what `verbaliser` keeps.
+        config: the space's settings.
+        with_bias: as of `geometry`.
+    """
+    rows, columns = lm.head.weight_VD.shape
+    for name in config.maps:
+        if name == "verbaliser":
+            rows = len({token for ids in task.label_ids for token in ids})
+        if name in ("subspace", "sketch"):
+            rows, columns = min(rows, config.rank), min(columns, config.rank)
+    return Geometry(rows, columns, with_bias)
+
+
 def geometry(lm: LanguageModel, space: Space, with_bias: bool) -> Geometry:
     """Sizes of a model's target in a space; no row is needed.
 
@@ -94,7 +112,7 @@ def geometry(lm: LanguageModel, space: Space, with_bias: bool) -> Geometry:
     return Geometry(mapped.r_KJV.shape[-1], mapped.h_KJD.shape[-1], with_bias)
 
 
-def public_clip(public: Factors, with_bias: bool, factor: float = 1.0) -> float:
+def public_clip(public: Sequence[Factors], with_bias: bool, factor: float = 1.0) -> float:
     """C = factor * the median norm of the gradients of public texts.
 
     Args:
@@ -106,17 +124,48 @@ def public_clip(public: Factors, with_bias: bool, factor: float = 1.0) -> float:
         NonFiniteError: if the model's gradients are not finite, which on real rows would be silent.
         ConfigError: if at least half of the gradients are zero.
     """
-    found = inner(*(Factors(*(value.double().cpu() for value in public.tensors())) for _ in range(2)))
+    clip = factor * float(torch.cat([_norms(part, with_bias) for part in public]).median())
+    if clip == 0:
+        raise ConfigError("the median gradient of the LM's texts is zero in this space; choose other space.maps")
+    return clip
+
+
+def public_signal(public: Sequence[Sequence[Factors]], with_bias: bool, clip: float) -> float:
+    """Norm of a class's mean clipped gradient over the clip, on public texts: what to expect of the rows.
+
+    Args:
+        public: as of `public_clip`, per class.
+        with_bias: as of `geometry`.
+        clip: C.
+
+    Returns:
+        That of the class where it is least; 1 at most.
+
+    Raises:
+        NonFiniteError: as `public_clip`.
+    """
+    means = []
+    for own in public:
+        scales = [(clip / _norms(part, with_bias)).clamp_max(1).to(part.weight_KJ) for part in own]
+        clipped = [
+            Factors(part.r_KJV, part.h_KJD, part.weight_KJ * scale_K.unsqueeze(1) / sum(p.num_sets for p in own))
+            for part, scale_K in zip(own, scales, strict=True)
+        ]
+        means.append(float(_norms(as_one_set(clipped), with_bias)))
+    return min(means) / clip
+
+
+def _norms(sets: Factors, with_bias: bool) -> Tensor:
+    """L2 norm of every gradient of public texts (K), float64, on the CPU."""
+    exact = Factors(*(value.cpu().double() for value in sets.tensors()))
+    found = inner(exact, exact)
     squares_K = found.weight_K + found.bias_K if with_bias else found.weight_K
     if not bool(squares_K.isfinite().all()):
         raise NonFiniteError(
             "a gradient of a text that the LM wrote is not finite; set model.dtype to float32 (or bfloat16, if it "
             "is float16)"
         )
-    clip = factor * float(squares_K.clamp_min(0).sqrt().median())
-    if clip == 0:
-        raise ConfigError("the median gradient of the LM's texts is zero in this space; choose other space.maps")
-    return clip
+    return squares_K.clamp_min(0).sqrt()
 
 
 class PrivateAccumulator:

@@ -146,6 +146,8 @@ class PrivacyConfig(Budget):
     released with noise of their own."""
     count_fraction: float = Field(0.05, gt=0, lt=1)
     """Of the budget, for noisy counts."""
+    files_are_public: bool = False
+    """The texts of `pool.files` have nothing to do with the rows, and may be published word for word."""
 
     @model_validator(mode="after")
     def _clips(self) -> PrivacyConfig:

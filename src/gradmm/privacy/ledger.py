@@ -30,6 +30,7 @@ from gradmm.errors import PrivacyBudgetError, RunFolderError
 from gradmm.privacy.accounting import epsilon_of
 from gradmm.privacy.config import Promise
 from gradmm.privacy.ledger_lines import (
+    SPEND,
     Line,
     Spend,
     chained,
@@ -57,13 +58,17 @@ class Ledger:
         folder: the run folder, which this process alone works in.
         promise: what is declared, or was.
         target_epsilon: the budget; one that is not the declared one is added to the ledger, and holds from there
-        on.
+            on.
+        is_released: whether what was spent for is there, so that no other budget has a use.
 
     Raises:
+        PrivacyBudgetError: if more was spent than the budget.
         RunFolderError: if the ledger there was altered, promises something else, or cannot be read or written.
     """
 
-    def __init__(self, folder: str | Path, promise: Promise, target_epsilon: float) -> None:
+    def __init__(
+        self, folder: str | Path, promise: Promise, target_epsilon: float, is_released: bool = False
+    ) -> None:
         self.path = Path(folder) / LEDGER
         self.target_epsilon = target_epsilon
         self._promise = promise
@@ -76,7 +81,21 @@ class Ledger:
             return
         self._compare(self._lines[0], declaration)
         if target_of(self._lines) != target_epsilon:
+            self._check_target(is_released)
             self._append([raised_line(target_epsilon)])
+
+    def _check_target(self, is_released: bool) -> None:
+        if self.epsilon > self.target_epsilon:
+            raise PrivacyBudgetError(
+                f"{self.path} says that epsilon {self.epsilon:.4g} was spent, and target_epsilon is "
+                f"{self.target_epsilon:g}; nothing was drawn. Give at least what was spent, or another folder"
+            )
+        if is_released:
+            raise RunFolderError(
+                f"{self.path} has target_epsilon {target_of(self._lines):g}, and now it is "
+                f"{self.target_epsilon:g}: what was released is there, and another target would not change it; "
+                "keep it, or give another folder"
+            )
 
     def _compare(self, old: Line, new: Line) -> None:
         for key in _FIXED:
@@ -95,6 +114,14 @@ class Ledger:
     def epsilon(self) -> float:
         """Of all spends so far, composed."""
         return self._composed(())
+
+    @property
+    def planned_epsilon(self) -> float:
+        """The target that the first spend was planned for; today's where there is none. A draw that was lost is
+        drawn again as it was planned: a plan of the raised target would spend all of that once more.
+        """
+        first = next((at for at, line in enumerate(self._lines) if line["line"] == SPEND), len(self._lines))
+        return target_of(self._lines[:first])
 
     @property
     def is_private(self) -> bool:

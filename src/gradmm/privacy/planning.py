@@ -194,7 +194,8 @@ def advice(
     if ratio >= _CLEAR:
         return []
     wanted = _CLEAR / ratio
-    verdict = "drowns in the noise" if ratio < 1 else "may drown in the noise, as it is often a third of the bound"
+    bound = ", as it is often a third of the bound" if signal == 1 else ""
+    verdict = "drowns in the noise" if ratio < 1 else f"may drown in the noise{bound}"
     space, enough = int(dimension / wanted**2), _epsilon_for(noise_multiplier / wanted, promise)
     remedies = [f"{math.ceil(rows * wanted):,} rows per class instead of {math.floor(rows):,}"]
     if space > 1:
