@@ -1,0 +1,185 @@
+"""Distance against log-perplexity: a curve for each way to make texts, points for real rows and LM samples.
+
+A curve runs over the weight of readability in selection (alpha). All numbers of texts are chosen from one pool, so
+that what differs along a curve, and from one number to the next, is the choice. Distances are cosine distances of
+the mean gradient of the head, log-perplexities in nats per token under the same model; means over classes and
+texts. Seconds are those of pool and choice, of what is made without a pool those of the making.
+
+    python -m benchmarks.curves FILE.jsonl.gz TASK [--texts 10 50 200] [--admm 10] [--output FILE.jsonl]
+    python -m benchmarks.curves --figure FIGURE.svg FILE.jsonl ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradmm.comparison.material import Material
+from gradmm.comparison.methods import METHODS
+from gradmm.config import GenerateConfig
+from gradmm.data.checks import match_labels
+from gradmm.data.presets import get_task
+from gradmm.data.sources import DataConfig, load_data
+from gradmm.data.task import BoundTask
+from gradmm.measures import measure
+from gradmm.models import load_model
+from gradmm.solvers.selection import SelectionConfig
+
+ALPHAS = (0.0, 0.5, 2.0, 8.0)
+DEFAULT = SelectionConfig().nll_weight
+MOST_REFINED = 50  # texts per class
+STYLES = {
+    "search": "o-",
+    "search, refined": "*",
+    "search, one round": "s--",
+    "ADMM": "X",
+    "real rows": "D",
+    "LM samples": "^",
+}
+Texts = list[list[str]]
+
+
+class Memory:
+    """Checkpoints of a run that is never resumed."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+
+    def save_state(self, name: str, tensors: Any, facts: Any) -> None:
+        """Keeps a state."""
+        self._kept[name] = dict(tensors), facts
+
+    def load_state(self, name: str) -> Any:
+        """The state that was kept, or None."""
+        return self._kept.get(name)
+
+
+def main() -> None:
+    """Measures one data set, or draws what was measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.curves")
+    parser.add_argument("data", nargs="+", help="labelled text and its task; with --figure, files of lines")
+    parser.add_argument("--texts", type=int, nargs="*", default=[10, 50, 200], help="per class")
+    parser.add_argument("--admm", type=int, nargs="*", default=[], help="numbers of texts that ADMM makes too")
+    parser.add_argument("--pool", type=int, default=1000, help="candidates per class")
+    parser.add_argument("--rows", type=int, default=1000, help="real rows per class")
+    parser.add_argument("--output", type=Path, default=Path("curves.jsonl"))
+    parser.add_argument("--figure", type=Path)
+    arguments = parser.parse_args()
+    if arguments.figure:
+        lines = [line for file in arguments.data for line in Path(file).read_text().splitlines()]
+        draw([json.loads(line) for line in lines], arguments.figure)
+        return
+    with arguments.output.open("a") as out:
+        for line in measured(arguments):
+            print(json.dumps(line), file=out, flush=True)
+            print(line, flush=True)
+
+
+@dataclass
+class Measured:
+    """One pool, and what is made from it."""
+
+    material: Material
+    name: str
+    """Of the data."""
+    pool_seconds: float
+
+    def line(self, solver: str, texts: Texts, began: float | None = None, **more: Any) -> dict[str, Any]:
+        """What one set achieves, and the seconds since `began`."""
+        own = self.material
+        seconds = {} if began is None else {"seconds": time.monotonic() - began}
+        found, _ = measure(own.lm, own.task, own.target, own.config.distance, texts)
+        figures = {
+            "distance": found.distance,
+            "log_perplexity": found.log_perplexity,
+            "distinct_2": found.distinct_2,
+        }
+        return {"data": self.name, "texts": len(texts[0]), "solver": solver} | figures | seconds | more
+
+    def chosen(self, count: int, alpha: float) -> Texts:
+        """The best set of the pool."""
+        search, found = self.material.search(count, selection=SelectionConfig(nll_weight=alpha)), []
+        for label in range(self.material.rows.num_classes):
+            seen = self.material.seen("grown", label)
+            found.append([seen.pool[i].text for i in search.select(seen, self.material.target, count).indices])
+        return found
+
+    def curve(self, solver: str, count: int) -> Iterator[dict[str, Any]]:
+        """One line for every weight of readability."""
+        for alpha in ALPHAS:
+            began = time.monotonic() - self.pool_seconds
+            texts = self.chosen(count, alpha)
+            yield self.line(solver, texts, began, alpha=alpha)
+
+    def refined(self, count: int) -> dict[str, Any]:
+        """The default recipe's end."""
+        began = time.monotonic() - self.pool_seconds
+        chosen = self.chosen(count, DEFAULT)
+        texts = self.material.refine(self.material.target, chosen, f"refined-{count}")
+        return self.line("search, refined", texts, began, alpha=DEFAULT)
+
+    def made(self, method: str, solver: str, count: int) -> dict[str, Any]:
+        """What a method of `gradmm compare` makes."""
+        began = time.monotonic()
+        texts = METHODS[method].make(self.material, count).texts
+        return self.line(solver, texts, began)
+
+
+def measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A line for every set that is made."""
+    for solver, rounds in (("search", None), ("search, one round", 1)):
+        own = prepared(arguments, rounds)
+        for count in arguments.texts:
+            yield from own.curve(solver, count)
+            if rounds is not None:
+                continue
+            yield own.made("real_random", "real rows", count)
+            yield own.made("lm_random", "LM samples", count)
+            if count <= MOST_REFINED:
+                yield own.refined(count)
+            if count in arguments.admm:
+                yield own.made("admm", "ADMM", count)
+
+
+def prepared(arguments: argparse.Namespace, rounds: int | None) -> Measured:
+    """A pool, written in some rounds (None: as many as by default)."""
+    file, name = arguments.data
+    lm, rows = load_model("demo"), load_data(file, DataConfig(max_rows_per_class=arguments.rows))
+    task = BoundTask(match_labels(get_task(name), rows), lm.tokenizer, lm.max_length)
+    writer = {} if rounds is None else {"rounds": rounds}
+    config = GenerateConfig.model_validate({"pool": {"texts_per_text": arguments.pool}, "writer": writer})
+    material = Material(lm, task, rows, config, 0, Memory(), 1)  # a pool for one text; all are chosen from it
+    shared = material.prepare(("lm_texts", "space", "target", "grown", "seen_grown"))
+    return Measured(material, name, shared)
+
+
+def draw(lines: list[dict[str, Any]], file: Path) -> None:
+    """One panel for each data set and number of texts."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    names, counts = sorted({line["data"] for line in lines}), sorted({line["texts"] for line in lines})
+    size = (3.2 * len(counts), 2.6 * len(names))
+    figure, axes = plt.subplots(len(names), len(counts), figsize=size, squeeze=False)
+    for row, name in zip(axes, names, strict=True):
+        for axis, count in zip(row, counts, strict=True):
+            for solver, style in STYLES.items():
+                points = [x for x in lines if (x["data"], x["texts"], x["solver"]) == (name, count, solver)]
+                x, y = [p["log_perplexity"] for p in points], [p["distance"] for p in points]
+                axis.plot(x, y, style, label=solver, markersize=5)
+            axis.set(title=f"{name}, {count} per class", yscale="log", xlabel="log-perplexity", ylabel="distance")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=len(labels), fontsize=8)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.savefig(file, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
