@@ -163,6 +163,9 @@ def draw(lines: list[dict[str, Any]], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.fonttype"] = (
+        "none"  # letters stay letters: a third of the size, and they can be found
+    )
     from matplotlib import pyplot as plt
 
     names, counts = sorted({line["data"] for line in lines}), sorted({line["texts"] for line in lines})
@@ -174,10 +177,11 @@ def draw(lines: list[dict[str, Any]], file: Path) -> None:
                 points = [x for x in lines if (x["data"], x["texts"], x["solver"]) == (name, count, solver)]
                 x, y = [p["log_perplexity"] for p in points], [p["distance"] for p in points]
                 axis.plot(x, y, style, label=solver, markersize=5)
-            axis.set(title=f"{name}, {count} per class", yscale="log", xlabel="log-perplexity", ylabel="distance")
+            axis.set(yscale="log", xlabel="log-perplexity", ylabel="distance")
+            axis.set_title(f"{name}, {count} per class", fontsize=9)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=len(labels), fontsize=8)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.tight_layout(rect=(0, 0.3 / size[1], 1, 1))
     figure.savefig(file, metadata={"Date": None})
 
 
