@@ -55,6 +55,7 @@ SMALL: dict[str, Any] = {
     "solver": "both",
     "space": {"maps": ["whitened"], "public_texts": 3},
     "pool": {"texts_per_text": 3},
+    "writer": {"rounds": 1},  # more would take most of the kills
     "refinement": {"evaluations": 4, "places": 2, "proposals": 2},
     "admm": {"n_outer": 2, "n_inner": 1, "relative_tolerance": 0},
     "lengths": {"distribution": "uniform", "min_tokens": 3, "max_tokens": 5},

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from gradmm import progress
-from gradmm.progress import Reporter, RichReporter, log, logging_to, make_reporter
+from gradmm.progress import Reporter, RichReporter, log, logging_to, make_reporter, on_screen_alone, unsaid
 
 DONE = re.compile(r"work: done in \d+\.\d s")
 
@@ -149,6 +149,36 @@ def test_lines_hold_no_control_characters(tmp_path: Path, capsys: pytest.Capture
     told = "a class named \\x1b[2Jx\\r\\u202e\nand one more\n"
     assert capsys.readouterr().err == told
     assert (tmp_path / "run.log").read_text().endswith(f" {told}")
+
+
+def test_what_is_told_is_shown_and_logged_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, reporter in enumerate((make_reporter(), RichReporter())):
+        if number:
+            make_reporter(quiet=True)  # as on a terminal, where the log's lines would come between the bars
+        with logging_to(tmp_path / f"{number}.log", times=False):
+            reporter.tell("epsilon 4%s \x1b[2J")
+        assert capsys.readouterr().err == "epsilon 4%s \\x1b[2J\n"
+        assert (tmp_path / f"{number}.log").read_text() == "epsilon 4%s \\x1b[2J\n"
+
+
+def test_lines_can_be_kept_out_of_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_reporter()
+    with logging_to(tmp_path / "run.log", times=False):
+        with on_screen_alone():
+            work(Reporter())
+            log.warning("a warning")
+        log.info("after")
+    assert (tmp_path / "run.log").read_text() == "a warning\nafter\n"
+    assert capsys.readouterr().err.startswith("work: 3 rows\nwork: done in ")
+
+
+def test_what_is_unsaid_is_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
+    make_reporter()
+    with unsaid():
+        log.warning("row 3")
+    with unsaid(False):
+        log.warning("row 4")
+    assert capsys.readouterr().err == "row 4\n"
 
 
 # ---- bars

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradmm.errors import GradmmError
     from gradmm.models import LanguageModel, ModelConfig, load_model
     from gradmm.pipeline import generate
+    from gradmm.privacy.config import PrivacyConfig
     from gradmm.result import Result
     from gradmm.training.evaluate import Evaluation
     from gradmm.training.finetune import TrainConfig
@@ -42,6 +43,7 @@ _HOMES = {
     "LabelledData": "data.sources",
     "LanguageModel": "models",
     "ModelConfig": "models",
+    "PrivacyConfig": "privacy.config",
     "Result": "result",
     "Task": "data.task",
     "TrainConfig": "training.finetune",
@@ -63,6 +65,7 @@ __all__ = [  # noqa: RUF022 - sorted by use
     "get_task",
     "generate",
     "GenerateConfig",
+    "PrivacyConfig",
     "Result",
     "train",
     "TrainConfig",

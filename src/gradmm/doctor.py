@@ -14,7 +14,7 @@ from gradmm.data.vocabulary import allowed_tokens
 from gradmm.environment import describe_environment
 from gradmm.errors import GradmmError
 from gradmm.models import LanguageModel, load_model
-from gradmm.privacy.words import advice_lines, plan_lines
+from gradmm.privacy.words import plan_lines
 from gradmm.private_run import look_ahead
 
 _SAMPLE = 100  # rows whose rendering is compared with the tokenizer's
@@ -88,7 +88,7 @@ def _examine_privacy(
     for line in plan_lines(found):
         yield Finding("ok", "privacy", line)
     if found.advice:
-        yield Finding("note", "privacy", " ".join(line.strip() for line in advice_lines(found)))
+        yield Finding("note", "privacy", f"{found.advice[0]} {'; or '.join(found.advice[1:])}")
     if privacy.rows not in (None, len(data)):
         told = f"{privacy.rows:,} rows are said to be public, and there are {len(data):,}"
         yield Finding("note", "privacy", f"{told}: the mean is divided by the former")

@@ -74,21 +74,16 @@ def generate(
         PrivacyBudgetError: if a private run would spend more than its budget; nothing was drawn.
     """
     is_private = config.privacy is not None
-    if is_private:
-        refuse(config, output_dir)
+    refuse(config, output_dir)
     lm = load_model(model)
     with unsaid(is_private):
         rows = load_data(data)
-    bound = BoundTask(match_labels(get_task(task), rows), lm.tokenizer, lm.max_length)
-    if not is_private:  # which cuts them: to refuse one would tell that it is there
-        check_fits(bound, rows)
+    bound = _bind(lm, task, rows, is_private)
     limit = BatchLimit(config.per_device_batch_size)
     counts = config.count_texts(bound.task.label_names, None if is_private else rows.counts())
     runner = BlockRunner(lm, bound, config, counts, limit)
     search = Search(runner)  # refuses settings that it cannot work with, before there is a run folder
-    brought = {name: _load_brought(name, bound.task) for name in config.pool.files}
-    if is_private:
-        refuse_real_rows(rows, brought.items())
+    brought = _load_brought(config, bound.task, rows)
     fingerprint = _fingerprint(lm, bound.task, rows, config) | {
         "files": {name: own.fingerprint() for name, own in brought.items()}
     }
@@ -97,8 +92,7 @@ def generate(
         artefacts = (*TEXT_FILES, LEDGER) if is_private else TEXT_FILES
         folder = stack.enter_context(RunFolder(place, fingerprint, resume, artefacts))
         if folder.is_complete:
-            if config.privacy is not None:
-                check_complete(folder, config.privacy)
+            check_complete(folder, config)
             log.info("%s is complete; nothing is left to do", folder.path)
             folder.finish()
             return read_result(folder)
@@ -107,9 +101,8 @@ def generate(
             folder.write_text("config.yaml", to_yaml(settings))
             folder.write_json("environment.json", describe_environment(lm.device))
             private = PrivateRelease(lm, bound, config, folder) if is_private else None
-            run = _Run(
-                lm, bound, rows, brought, config, runner, search, limit, folder, reporter or Reporter(), private
-            )
+            told = reporter or Reporter()
+            run = _Run(lm, bound, rows, brought, config, runner, search, limit, folder, told, private)
             result = run.go()
         folder.finish()
     return result if output_dir else Result(result.dataset, result.metrics, None)
@@ -263,9 +256,21 @@ class _Run:
         self.seconds[name] = round(time.monotonic() - began, 2)
 
 
-def _load_brought(name: str, task: Task) -> LabelledData:
-    """Texts of a file or run that the user names as candidates, in the task's classes."""
-    return load_data(texts_of_run(name) or name, DataConfig(classes=task.label_names))
+def _bind(lm: LanguageModel, task: str | Task, rows: LabelledData, is_private: bool) -> BoundTask:
+    """The task in the model's tokens, in which every row fits; a private run cuts those that do not."""
+    bound = BoundTask(match_labels(get_task(task), rows), lm.tokenizer, lm.max_length)
+    if not is_private:
+        check_fits(bound, rows)
+    return bound
+
+
+def _load_brought(config: GenerateConfig, task: Task, rows: LabelledData) -> dict[str, LabelledData]:
+    """Texts of files and runs that the user names as candidates, in the task's classes."""
+    classes = DataConfig(classes=task.label_names)
+    brought = {name: load_data(texts_of_run(name) or name, classes) for name in config.pool.files}
+    if config.privacy is not None:
+        refuse_real_rows(rows, brought.items())
+    return brought
 
 
 def _target_name(label: int) -> str:

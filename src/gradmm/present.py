@@ -65,10 +65,10 @@ def _privacy_line(private: dict[str, Any]) -> str:
     """What was spent, on what."""
     if not private["is_private"]:
         return "NOT PRIVATE: the noise was a test's."
-    promise = f"{private['neighboring_relation']}, per {private['unit']}"
     return (
-        f"Private: epsilon {private['epsilon']:.4g} at delta {private['delta']:.3g} ({promise}), "
-        f"signal-to-noise ratio about {private['expected_snr']:.3g}; distances are to what was released, with noise."
+        f"Private: epsilon {private['epsilon']:.4g} at delta {private['delta']:.3g} "
+        f"({private['neighboring_relation']}, per {private['unit']}). Distances are to what was released, with "
+        f"noise: its signal-to-noise ratio is about {private['expected_snr']:.3g}."
     )
 
 
