@@ -104,8 +104,10 @@ def test_damage_that_comes_at_this_moment_is_seen(tmp_path: Path, monkeypatch: p
 
 @needs_fork
 def test_of_two_that_start_at_once_one_is_refused_or_both_end_the_same(tmp_path: Path) -> None:
-    outcomes = []
-    for number in range(20):
+    outcomes = list[int]()
+    for number in range(200):  # a busy machine may start them apart for a while
+        if number >= 20 and 1 in outcomes:
+            break
         path, begin = tmp_path / f"{number}", time.monotonic() + 0.02
 
         def start(path: Path = path, begin: float = begin) -> str:
