@@ -19,15 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.material import material
 from gradmm.comparison.material import Material
 from gradmm.comparison.methods import METHODS
-from gradmm.config import GenerateConfig
-from gradmm.data.checks import match_labels
-from gradmm.data.presets import get_task
-from gradmm.data.sources import DataConfig, load_data
-from gradmm.data.task import BoundTask
 from gradmm.measures import measure
-from gradmm.models import load_model
 from gradmm.solvers.selection import SelectionConfig
 
 ALPHAS = (0.0, 0.5, 2.0, 8.0)
@@ -42,21 +37,6 @@ STYLES = {
     "LM samples": "^",
 }
 Texts = list[list[str]]
-
-
-class Memory:
-    """Checkpoints of a run that is never resumed."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Any] = {}
-
-    def save_state(self, name: str, tensors: Any, facts: Any) -> None:
-        """Keeps a state."""
-        self._kept[name] = dict(tensors), facts
-
-    def load_state(self, name: str) -> Any:
-        """The state that was kept, or None."""
-        return self._kept.get(name)
 
 
 def main() -> None:
@@ -149,13 +129,14 @@ def measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def prepared(arguments: argparse.Namespace, rounds: int | None) -> Measured:
     """A pool, written in some rounds (None: as many as by default)."""
     file, name = arguments.data
-    lm, rows = load_model("demo"), load_data(file, DataConfig(max_rows_per_class=arguments.rows))
-    task = BoundTask(match_labels(get_task(name), rows), lm.tokenizer, lm.max_length)
     writer = {} if rounds is None else {"rounds": rounds}
-    config = GenerateConfig.model_validate({"pool": {"texts_per_text": arguments.pool}, "writer": writer})
-    material = Material(lm, task, rows, config, 0, Memory(), 1)  # a pool for one text; all are chosen from it
-    shared = material.prepare(("lm_texts", "space", "target", "grown", "seen_grown"))
-    return Measured(material, name, shared)
+    settings = {
+        "pool": {"texts_per_text": arguments.pool},
+        "writer": writer,
+    }  # for one text; all are chosen from it
+    own = material(file, name, settings, max_rows_per_class=arguments.rows)
+    shared = own.prepare(("lm_texts", "space", "target", "grown", "seen_grown"))
+    return Measured(own, name, shared)
 
 
 def draw(lines: list[dict[str, Any]], file: Path) -> None:

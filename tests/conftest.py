@@ -36,7 +36,11 @@ settings.register_profile("gradmm", deadline=None)  # a busy machine is no failu
 settings.load_profile("gradmm")
 
 TinyLM = Callable[..., LanguageModel]
-LONGEST = ("test_kill", "test_cli", "test_architectures", "test_bad_inputs", "test_search", "test_pipeline")
+LONGEST = (
+    *("test_compare", "test_kill", "test_train", "test_methods", "test_private_run", "test_cli", "test_trust"),
+    *("test_mechanism", "test_pipeline", "test_refinement", "test_faults", "test_search", "test_selection"),
+    *("test_admm", "test_memory", "test_accounting", "test_architectures", "test_rounds", "test_bad_inputs"),
+)
 """The files that take longest: they come first, lest one process be left with one of them at the end."""
 
 

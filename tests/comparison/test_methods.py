@@ -36,6 +36,7 @@ SMALL: dict[str, Any] = {
     "pool": {"texts_per_text": 6},
     "refinement": {"evaluations": 6, "proposals": 3, "places": 2},
     "initial": {"candidates": 2},
+    "writer": {"rounds": 2},
     "admm": {"n_outer": 1, "n_inner": 2},
     "lengths": {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8},
     "block_size": 3,

@@ -18,6 +18,7 @@ from gradmm.solvers.refinement import FRESH, RefinementConfig, RefinementState, 
 from solver_oracles import distance_slowly, log_perplexity_slowly, mean_gradient, next_logits, text_gradient
 
 LABEL = 1
+KNOWN = {}
 FREE = 4.8  # nats per token, about what random models give
 ROWS = [
     ["The film is bad.", "A dull story with a bad end"],
@@ -81,10 +82,24 @@ def read(kept):
     return RefinementState(**json.loads(kept))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def known():
+    """Gradients of texts, which the states of a run share nearly all of; models do not change here."""
+    KNOWN.clear()
+    yield
+    KNOWN.clear()
+
+
+def gradient_of(lm, task, text):
+    key = (lm.name, task.task.verbalisers, text)
+    if key not in KNOWN:
+        KNOWN[key] = text_gradient(lm, task, task.text_ids(text), LABEL)
+    return KNOWN[key]
+
+
 def objective_slowly(lm, task, distance, texts, nll_weight, space=IDENTITY):
     def gradient(texts):
-        gradients = [text_gradient(lm, task, task.text_ids(text), LABEL) for text in texts]
-        weight_VD, bias_V = mean_gradient(gradients)
+        weight_VD, bias_V = mean_gradient([gradient_of(lm, task, text) for text in texts])
         for one in space.maps:
             weight_VD, bias_V = one.r_MV @ weight_VD @ one.h_PD.T, one.r_MV @ bias_V
         return weight_VD, bias_V

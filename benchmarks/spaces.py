@@ -1,0 +1,141 @@
+"""Which space's distance tells what trains best: its rank correlation with accuracy, over many sets of one pool.
+
+Sets are nearest in a space that is drawn, among candidates of a number that is drawn, so that they are of all
+qualities: n of n are random samples. Intervals are Fisher's, at 95%.
+
+    python -m benchmarks.spaces TRAIN.jsonl.gz TEST.jsonl.gz TASK [--classes A,B] [--sets 40] [--output FILE.jsonl]
+    python -m benchmarks.spaces --table FILE.jsonl ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.material import accuracy, material, test_rows
+from gradmm.comparison.material import Material
+from gradmm.comparison.statistics import RankCorrelation, rank_correlation
+from gradmm.gradients.distances import DistanceConfig, DistanceName
+from gradmm.gradients.spaces import Space, SpaceConfig
+from gradmm.gradients.target import ReleasedTarget, class_target
+from gradmm.measures import measure
+from gradmm.solvers.refinement import RefinementConfig
+from gradmm.solvers.selection import SelectionConfig
+
+SPACES: dict[str, tuple[str, ...]] = {
+    "identity": (),
+    "verbaliser": ("verbaliser",),
+    "centred": ("centred",),
+    "whitened": ("whitened",),
+    "centred, whitened": ("centred", "whitened"),
+    "subspace": ("subspace",),
+    "sketch": ("sketch",),
+}
+FORMULAS: tuple[DistanceName, ...] = ("cosine", "relative_l2")
+AMONG = (1, 2, 4, 8)  # candidates for every text that is chosen
+NO_MORE = {
+    "selection": SelectionConfig(nll_weight=0, label_weight=0),
+    "refinement": RefinementConfig(nll_weight=0),
+}
+
+
+def main() -> None:
+    """Measures one data set, or prints the table of what was measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.spaces")
+    parser.add_argument(
+        "data", nargs="+", help="rows to match, rows to test on, task; with --table, files of lines"
+    )
+    parser.add_argument("--classes", default="", help="the classes to take; all by default")
+    parser.add_argument("--sets", type=int, default=40)
+    parser.add_argument("--texts", type=int, default=50, help="per class")
+    parser.add_argument("--rows", type=int, default=1000, help="real rows per class")
+    parser.add_argument("--test-rows", type=int, default=1000, help="of all classes")
+    parser.add_argument("--output", type=Path, default=Path("spaces.jsonl"))
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.table:
+        lines = [line for file in arguments.data for line in Path(file).read_text().splitlines()]
+        table(Console(width=140), [json.loads(line) for line in lines])
+        return
+    with arguments.output.open("a") as out:
+        for line in measured(arguments):
+            print(json.dumps(line), file=out, flush=True)
+
+
+def measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A line for every set that is trained on."""
+    file, test_file, task = arguments.data
+    classes = {"classes": arguments.classes.split(",")} if arguments.classes else {}
+    count = arguments.texts
+    settings = {"pool": {"texts_per_text": 2 * max(AMONG)}, "writer": {"rounds": 1}}
+    own = material(file, task, settings, budget=count, max_rows_per_class=arguments.rows, **classes)
+    test = test_rows(own, test_file, arguments.test_rows // own.rows.num_classes)
+    targets = {name: target_in(own, maps) for name, maps in SPACES.items()}
+    for number in range(arguments.sets):
+        chance = random.Random(number)
+        among, chosen_in = chance.choice(AMONG), chance.choice(list(SPACES))
+        texts = nearest(own, targets[chosen_in], count, among * count, chance)
+        found = {"data": task, "classes": own.rows.num_classes, "among": among, "chosen_in": chosen_in}
+        yield found | {"accuracy": accuracy(own, texts, test, number)} | distances(own, targets, texts)
+
+
+def target_in(own: Material, maps: tuple[str, ...]) -> ReleasedTarget:
+    """The real rows' mean gradients in a space."""
+    search = own.search(own.budget, space=SpaceConfig.model_validate({"maps": maps}))
+    space = search.fit_space(own.lm_texts) if maps else Space()
+    batches = [own.rows.iter_batches(label, 64) for label in range(own.rows.num_classes)]
+    classes = [class_target(own.lm, own.task, c, rows, own.limit, space=space) for c, rows in enumerate(batches)]
+    return ReleasedTarget(tuple(classes), space)
+
+
+def nearest(
+    own: Material, target: ReleasedTarget, count: int, among: int, chance: random.Random
+) -> list[list[str]]:
+    """Per class the set that is nearest to the target, of so many candidates that are drawn."""
+    search, found = own.search(count, **NO_MORE), []
+    for label, (pool, score_N) in enumerate(zip(own.pools, own.scores, strict=True)):
+        drawn = chance.sample(range(len(pool)), min(among, len(pool)))
+        seen = search.look_at(label, [pool[i] for i in drawn], score_N[drawn], target.space)
+        found.append([seen.pool[i].text for i in search.select(seen, target, count).indices])
+    return found
+
+
+def distances(own: Material, targets: dict[str, ReleasedTarget], texts: list[list[str]]) -> dict[str, float]:
+    """Of one set, in every space."""
+    found = {}
+    for (name, target), formula in product(targets.items(), FORMULAS):
+        config = DistanceConfig(name=formula)
+        found[f"{name}/{formula}"] = measure(own.lm, own.task, target, config, texts, own.limit)[0].distance
+    return found
+
+
+def table(console: Console, lines: list[dict[str, Any]]) -> None:
+    """Rank correlations, with the sign that makes 1 a perfect prediction."""
+    kinds = sorted({(line["data"], line["classes"]) for line in lines})
+    out = Table("space", "distance", *(f"{data}, {classes} classes" for data, classes in kinds))
+    for name, formula in product(SPACES, FORMULAS):
+        cells = []
+        for kind in kinds:
+            own = [line for line in lines if (line["data"], line["classes"]) == kind]
+            near = [-line[f"{name}/{formula}"] for line in own]
+            cells.append(said(rank_correlation(near, [line["accuracy"] for line in own])))
+        out.add_row(name, formula, *cells)
+    console.print(out)
+
+
+def said(found: RankCorrelation) -> str:
+    """The coefficient and its interval."""
+    spread = "" if found.low is None else f" ({found.low:.2f} to {found.high:.2f})"
+    return "" if found.rho is None else f"{found.rho:.2f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
