@@ -73,7 +73,7 @@ class Measured:
         """What one set achieves, and the seconds since `began`."""
         own = self.material
         seconds = {} if began is None else {"seconds": time.monotonic() - began}
-        found, _ = measure(own.lm, own.task, own.target, own.config.distance, texts)
+        found, *_ = measure(own.lm, own.task, own.target, own.config.distance, texts)
         figures = {
             "distance": found.distance,
             "log_perplexity": found.log_perplexity,

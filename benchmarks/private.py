@@ -86,7 +86,7 @@ def measured(arguments: argparse.Namespace, seed: int) -> Iterator[dict[str, Any
     test = test_rows(own, test_file, arguments.test_rows // own.rows.num_classes)
     facts = {"data": task, "classes": own.rows.num_classes, "rows": own.rows.counts(), "seed": seed}
     for name, texts, more in sets(own, arguments):
-        found, _ = measure(own.lm, own.task, own.target, own.config.distance, texts, own.limit)
+        found, *_ = measure(own.lm, own.task, own.target, own.config.distance, texts, own.limit)
         yield (
             facts
             | {"set": name, "distance": found.distance}

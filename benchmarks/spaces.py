@@ -113,7 +113,7 @@ def distances(own: Material, targets: dict[str, ReleasedTarget], texts: list[lis
     found = {}
     for (name, target), formula in product(targets.items(), FORMULAS):
         config = DistanceConfig(name=formula)
-        found[f"{name}/{formula}"] = measure(own.lm, own.task, target, config, texts, own.limit)[0].distance
+        found[f"{name}/{formula}"] = measure(own.lm, own.task, target, config, texts, own.limit).measures.distance
     return found
 
 

@@ -79,7 +79,7 @@ def test_the_distance_is_one_minus_the_cosine_of_the_gradients(
 ) -> None:
     lm = tiny_lm(kind)
     task = tiny_task(lm, verbalisers=(" bad", " great fun"))  # one label token, and several
-    own, _ = measure(lm, task, target_of(lm, task, REAL), JOINT, OTHER, limit=BatchLimit(1))
+    own, *_ = measure(lm, task, target_of(lm, task, REAL), JOINT, OTHER, limit=BatchLimit(1))
     expected = []
     for label in range(2):
         mine, theirs = (slow_gradient(lm, task, texts[label], label) for texts in (OTHER, REAL))
@@ -97,16 +97,16 @@ def test_real_rows_are_at_no_distance_from_their_own_target(
     lm = tiny_lm(kind)
     task, config = tiny_task(lm), DistanceConfig.model_validate({"name": name})
     target = target_of(lm, task, REAL)
-    own, _ = measure(lm, task, target, config, REAL, limit=BatchLimit(2))
+    own, *_ = measure(lm, task, target, config, REAL, limit=BatchLimit(2))
     assert own.class_distances == pytest.approx((0, 0), abs=1e-4)
-    far, _ = measure(lm, task, target, config, OTHER)
+    far, *_ = measure(lm, task, target, config, OTHER)
     assert min(far.class_distances) > 1e-2  # so nought is not what everything gets
 
 
 def test_real_rows_of_the_demo_are_at_no_distance(demo_lm: LanguageModel, demo_task: BoundTask) -> None:
     target = target_of(demo_lm, demo_task, REAL)
-    own, _ = measure(demo_lm, demo_task, target, JOINT, [own[::-1] for own in REAL])
-    swapped, _ = measure(demo_lm, demo_task, target, JOINT, REAL[::-1])
+    own, *_ = measure(demo_lm, demo_task, target, JOINT, [own[::-1] for own in REAL])
+    swapped, *_ = measure(demo_lm, demo_task, target, JOINT, REAL[::-1])
     assert own.distance == pytest.approx(0, abs=1e-5)
     assert swapped.distance > 0.01
 
@@ -115,8 +115,8 @@ def test_duplicates_change_nothing_but_counts(tiny_lm: Any, tiny_task: BindTask)
     lm = tiny_lm("llama")
     task = tiny_task(lm)
     target = target_of(lm, task, REAL)
-    once, nll = measure(lm, task, target, JOINT, OTHER)
-    twice, nll_twice = measure(lm, task, target, JOINT, [own * 2 for own in OTHER])
+    once, nll, *_ = measure(lm, task, target, JOINT, OTHER)
+    twice, nll_twice, *_ = measure(lm, task, target, JOINT, [own * 2 for own in OTHER])
     assert (once.texts, twice.texts) == (4, 8)
     assert twice.distinct_2 == once.distinct_2 / 2
     assert twice.tokens == once.tokens
@@ -130,7 +130,7 @@ def test_the_other_figures_are_means_over_all_texts(tiny_lm: Any, tiny_task: Bin
     lm = tiny_lm("gpt2")
     task = tiny_task(lm)
     uneven = [["The film is bad.", "A dull story with a bad end.", "dull"], ["A great end."]]
-    own, nll = measure(lm, task, target_of(lm, task, REAL), JOINT, uneven)
+    own, nll, *_ = measure(lm, task, target_of(lm, task, REAL), JOINT, uneven)
     ids = [task.text_ids(text) for texts in uneven for text in texts]
     one_by_one = [log_perplexity(lm, [row])[0] for row in ids]
     assert [len(values) for values in nll] == [3, 1]

@@ -132,7 +132,8 @@ def test_the_data_set_is_labelled_text(finished: Result) -> None:
 
 def test_the_metrics_say_what_was_made_and_how(finished: Result) -> None:
     metrics = finished.metrics
-    assert set(metrics) == {"solver", "synthetic", "steps", "references", "search", "stops", "seconds", "trace"}
+    parts = {"solver", "synthetic", "steps", "references", "search", "stops", "seconds", "trace", "figures"}
+    assert set(metrics) == parts
     assert (metrics["solver"], metrics["steps"], metrics["search"]) == ("admm", {}, [])
     measures = {"texts", "distance", "class_distances", "log_perplexity", "distinct_2", "tokens"}
     assert set(metrics["synthetic"]) == measures | {"retokenised_differently"}
@@ -190,7 +191,7 @@ def test_the_figures_are_those_of_the_texts(
     rows = jsonl_rows(finished.run_dir)
     texts = [[row["text"] for row in rows if row["label"] == label] for label in range(2)]
     target = compute_target(demo_lm, demo_task, [demo_rows.iter_batches(label, 33) for label in range(2)])
-    own, _ = measure(demo_lm, demo_task, target, tiny_config().distance, texts, BatchLimit(2))
+    own, *_ = measure(demo_lm, demo_task, target, tiny_config().distance, texts, BatchLimit(2))
     told, best = finished.metrics["synthetic"], finished.metrics["trace"][-1]["best"]
     assert told["distance"] == pytest.approx(own.distance, abs=1e-5)
     assert told["distance"] == pytest.approx(

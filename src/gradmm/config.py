@@ -116,6 +116,8 @@ class GenerateConfig(BaseModel):
     references: References = True
     """Also measure as many real rows and plain LM samples, to compare with; `lm`: the LM's samples alone, which is
     the default with privacy."""
+    nearest_rows: bool = False
+    """Also keep, for every text, the real row that shares most word pairs with it. Refused with privacy."""
     solver: Literal["admm", "search", "both"] = "search"
     """`search`: select from a pool of texts that the LM writes, and refine. `admm`: the paper's solver, as it
     ends. `both`: ADMM's texts are candidates too."""

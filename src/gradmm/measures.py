@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
@@ -39,6 +40,18 @@ class SetMeasures:
     """Mean length of a text in tokens."""
 
 
+class Measured(NamedTuple):
+    """A set of texts, measured."""
+
+    measures: SetMeasures
+    log_perplexities: list[list[float]]
+    """Per class, of each text."""
+    gradients: ReleasedTarget
+    """The set's own mean gradients, in the target's space."""
+    tokens: list[int]
+    """Length of each text."""
+
+
 @torch.no_grad()
 def measure(
     lm: LanguageModel,
@@ -47,7 +60,7 @@ def measure(
     config: DistanceConfig,
     texts: Sequence[Sequence[str]],
     limit: BatchLimit | None = None,
-) -> tuple[SetMeasures, list[list[float]]]:
+) -> Measured:
     """Measures a set of texts against a target.
 
     Args:
@@ -57,9 +70,6 @@ def measure(
         config: the distance.
         texts: per class, its texts (at least one).
         limit: texts that go through the model at once.
-
-    Returns:
-        The measures, and per class the log-perplexity of each text.
     """
     limit = limit or BatchLimit()
     gradients = compute_target(lm, task, [[list(own)] for own in texts], limit=limit, space=target.space)
@@ -71,17 +81,15 @@ def measure(
     nll = [log_perplexity(lm, own, limit) for own in ids]
     flat = [value for own in nll for value in own if not math.isnan(value)]
     lengths = [len(row) for own in ids for row in own]
-    return (
-        SetMeasures(
-            texts=len(lengths),
-            distance=sum(distances) / len(distances),
-            class_distances=tuple(distances),
-            log_perplexity=sum(flat) / len(flat) if flat else float("nan"),
-            distinct_2=distinct_2([text for own in texts for text in own]),
-            tokens=sum(lengths) / len(lengths),
-        ),
-        nll,
+    found = SetMeasures(
+        texts=len(lengths),
+        distance=sum(distances) / len(distances),
+        class_distances=tuple(distances),
+        log_perplexity=sum(flat) / len(flat) if flat else float("nan"),
+        distinct_2=distinct_2([text for own in texts for text in own]),
+        tokens=sum(lengths) / len(lengths),
     )
+    return Measured(found, nll, gradients, lengths)
 
 
 def distinct_2(texts: Sequence[str]) -> float:

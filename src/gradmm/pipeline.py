@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradmm import figures
 from gradmm.blocks import BlockRunner, Made
 from gradmm.config import GenerateConfig
 from gradmm.data.checks import check_fits, match_labels
@@ -32,7 +33,7 @@ from gradmm.data.task import BoundTask, Task
 from gradmm.environment import describe_environment
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
-from gradmm.measures import SetMeasures, measure
+from gradmm.measures import Measured, measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model
 from gradmm.privacy.ledger import LEDGER
@@ -43,6 +44,8 @@ from gradmm.rounds import WRITER, write_rounds
 from gradmm.search import Found, Search, Sources, as_found
 from gradmm.store import LOG, TEXT_FILES, Resume, RunFolder, as_json
 from gradmm.yamlfiles import to_yaml
+
+_COMPARED = 500  # real rows per class, at least, that words and lengths are held against
 
 
 def generate(
@@ -139,24 +142,28 @@ class _Run:
         texts = [[one.text for one in own] for own in found.texts]
         others = {True: 2, "lm": 1, False: 0}[self.config.references]
         with self._stage("measure", len(found.before) + 1 + others, "sets") as stage:
-            own, nll = self._measure(target, texts)
-            stage.advance()
+            own = self._measured(target, texts, stage)
             steps = {name: self._measured(target, before, stage) for name, before in found.before.items()}
-            references = self._references(target, stage) if self.config.references else {}
+            references = {
+                name: (some, self._measured(target, some, stage)) for name, some in self._references().items()
+            }
+            drawn = self._figures(target, texts, own, references, found, made)
         metrics: dict[str, Any] = as_json(
             {
                 "solver": self.config.solver,
-                "synthetic": asdict(own) | {"retokenised_differently": found.retokenised},
-                "steps": {name: asdict(measures) for name, measures in steps.items()},
-                "references": {name: asdict(measures) for name, measures in references.items()},
+                "synthetic": asdict(own.measures) | {"retokenised_differently": found.retokenised},
+                "steps": {name: asdict(one.measures) for name, one in steps.items()},
+                "references": {name: asdict(one.measures) for name, (_, one) in references.items()},
                 "search": found.figures,
                 "stops": made.stops if made else [],
                 "seconds": self.seconds,
                 "trace": made.trace if made else [],
+                "figures": drawn,
                 **({} if self.private is None else {"privacy": self.private.figures()}),
             }
         )
-        dataset = make_dataset(self.task.task.label_names, found.texts, own.class_distances, nll)
+        names, distances = self.task.task.label_names, own.measures.class_distances
+        dataset = make_dataset(names, found.texts, distances, own.log_perplexities)
         write_result(self.folder, dataset, metrics)
         if self.private is not None:
             self.private.settle()
@@ -228,25 +235,56 @@ class _Run:
         target = class_target(self.lm, self.task, label, batches, self.limit, stage.advance, space)
         self.folder.save_state(_target_name(label), target.tensors(), {})
 
-    def _references(self, target: ReleasedTarget, stage: Stage) -> dict[str, SetMeasures]:
+    def _references(self) -> dict[str, list[list[str]]]:
         """As many real rows, drawn at random, and as many texts that the LM writes unguided."""
         found = {}
         if self.config.references is True:
-            assert self.private is None, "refused"
-            counts = map(min, self.runner.counts, self.rows.counts())
-            real = self.rows.sample(tuple(counts), self.config.seed)
-            texts = [real.texts_of(c) for c in range(real.num_classes)]
-            found["real"] = self._measured(target, texts, stage)
-        found["lm"] = self._measured(target, self.runner.sample_texts("lm reference"), stage)
+            found["real"] = self._real(self.runner.counts)
+        if self.config.references:
+            found["lm"] = self.runner.sample_texts("lm reference")
         return found
 
-    def _measured(self, target: ReleasedTarget, texts: list[list[str]], stage: Stage) -> SetMeasures:
-        measures, _ = self._measure(target, texts)
-        stage.advance()
-        return measures
+    def _real(self, counts: Sequence[int]) -> list[list[str]]:
+        """Real rows per class, drawn at random; all of a class that has fewer."""
+        assert self.private is None, "refused"
+        real = self.rows.sample(tuple(map(min, counts, self.rows.counts())), self.config.seed)
+        return [real.texts_of(label) for label in range(real.num_classes)]
 
-    def _measure(self, target: ReleasedTarget, texts: list[list[str]]) -> tuple[SetMeasures, list[list[float]]]:
-        return measure(self.lm, self.task, target, self.config.distance, texts, self.limit)
+    def _figures(
+        self,
+        target: ReleasedTarget,
+        texts: list[list[str]],
+        own: Measured,
+        references: dict[str, tuple[list[list[str]], Measured]],
+        found: Found,
+        made: Made | None,
+    ) -> dict[str, Any]:
+        """What a report draws."""
+        sets = {"target": target, "synthetic set": own.gradients}
+        tokens = {"synthetic": own.tokens} | {name: one.tokens for name, (_, one) in references.items()}
+        compared = {name: some for name, (some, _) in references.items()}
+        if "real" in compared:  # so few rows as there are texts would say little of the words of all
+            compared["real"] = self._real([max(_COMPARED, count) for count in self.runner.counts])
+            tokens["real"] = [len(ids) for some in compared["real"] for ids in self.task.texts_ids(some)]
+        drawn: dict[str, Any] = {
+            "map": figures.gradient_map(
+                sets | {f"{name} set": one.gradients for name, (_, one) in references.items()}, self.search.bias
+            ),
+            "history": figures.history(made.trace if made else [], found.history),
+            "lengths": figures.lengths(tokens),
+        }
+        if compared:
+            name = next(iter(compared))  # real rows where they may be looked at
+            drawn["words"] = figures.words(texts, compared[name], name)
+        if self.config.nearest_rows:
+            batches = [self.rows.iter_batches(label, _COMPARED) for label in range(self.rows.num_classes)]
+            drawn["nearest"] = figures.nearest_rows(texts, batches)
+        return drawn
+
+    def _measured(self, target: ReleasedTarget, texts: list[list[str]], stage: Stage) -> Measured:
+        found = measure(self.lm, self.task, target, self.config.distance, texts, self.limit)
+        stage.advance()
+        return found
 
     @contextmanager
     def _stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:

@@ -29,6 +29,8 @@ class Settings(Protocol):
     @property
     def references(self) -> Any: ...  # noqa: D102
     @property
+    def nearest_rows(self) -> bool: ...  # noqa: D102
+    @property
     def class_balance(self) -> str: ...  # noqa: D102
     @property
     def pool(self) -> PoolConfig: ...  # noqa: D102
@@ -63,6 +65,11 @@ def refuse_leaks(settings: Settings) -> None:
             "references is true, which measures real rows, and metrics.json would hold the figures without any "
             f"noise; take references: {LM_ALONE} (the LM's samples alone, the default with privacy) or false, and "
             "compare with real rows apart, by `gradmm compare` or `gradmm evaluate`, whose output is not private"
+        )
+    if settings.nearest_rows:
+        raise ConfigError(
+            "nearest_rows is true, which puts real rows into the run folder, word for word; leave it out with "
+            "privacy"
         )
     if settings.class_balance == "proportional" and privacy.public_counts is None:
         raise ConfigError(

@@ -63,6 +63,8 @@ class Found:
     """Texts per class as they were after earlier steps."""
     figures: list[dict[str, Any]] = field(default_factory=list)
     """Per class, what `metrics.json` keeps of the search."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Per class, the objective: of every exchange, and of what was judged in refinement."""
     retokenised: int = 0
     """Texts whose tokens, as a user's trainer sees them, are not those that were optimised."""
 
@@ -254,7 +256,7 @@ class Search:
             if self.config.refinement.evaluations
             else {}
         )
-        return Found(texts, before, [own["figures"] for own in made])
+        return Found(texts, before, [own["figures"] for own in made], [own["history"] for own in made])
 
     def _make(
         self, target: ReleasedTarget, label: int, checked: Checked, folder: Checkpoints, stage: Stage
@@ -291,7 +293,8 @@ class Search:
             "changes": state.accepted,
             "selected_texts": selected,
         }
-        return {"texts": [asdict(text) for text in texts], "figures": figures}
+        history = {"exchanges": chosen.trace, "refinement": state.trace}
+        return {"texts": [asdict(text) for text in texts], "figures": figures, "history": history}
 
     def _survivors(self, label: int, score_N: Tensor, count: int) -> list[int]:
         """Candidates whose label is probable enough; the most probable ones where too few are."""

@@ -81,7 +81,7 @@ def made(material: Material) -> dict[str, list[list[str]]]:
 
 
 def distances(material: Material, texts: list[list[str]], target: ReleasedTarget | None = None) -> list[float]:
-    found, _ = measure(
+    found, *_ = measure(
         material.lm, material.task, target or material.target, material.config.distance, texts, BatchLimit()
     )
     return list(found.class_distances)

@@ -263,7 +263,7 @@ def test_what_is_held_against_a_target_goes_to_its_space_first(tiny_lm, tiny_tas
         for texts, label in ((BLOCKS[0], 2), (["The end"], 1), (BLOCKS[1], 0))
     ]
     assert min(expected) > 1e-3
-    measured, _ = measure(lm, task, target, config, [BLOCKS[1], ["The end"], BLOCKS[0]])
+    measured, *_ = measure(lm, task, target, config, [BLOCKS[1], ["The end"], BLOCKS[0]])
     assert list(measured.class_distances) == pytest.approx(expected[::-1], rel=1e-4, abs=1e-5)
 
     ids = [[task.text_ids(text) for text in block] for block in BLOCKS]

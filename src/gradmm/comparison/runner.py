@@ -159,7 +159,7 @@ class Arena:
             return {"distance": 0.0, "log_perplexity": None}
         # Timed, for what measures has need of may be what a later method has need of.
         material.prepare(("lm_texts", "space", "target") if self.config.generate.space.maps else ("target",))
-        found, _ = measure(
+        found, *_ = measure(
             self.lm, self.task, material.target, self.config.generate.distance, made.texts, material.limit
         )
         return {"distance": found.distance, "log_perplexity": found.log_perplexity}

@@ -34,7 +34,7 @@ class Texts:
     metrics: dict[str, Any]
     """`metrics.json`."""
     figures: dict[str, Any]
-    """`figures.json`; empty for runs that have none."""
+    """What `gradmm.figures` made; empty for runs of versions that made none."""
     label_names: tuple[str, ...]
     """Of the classes, by index."""
     rows: tuple[dict[str, Any], ...]

@@ -76,6 +76,8 @@ class RefinementState:
     """Spent on steps; counted only where they are limited."""
     places: list[tuple[int, int]] = field(default_factory=list)
     """What is left of this sweep."""
+    trace: list[list[float]] = field(default_factory=list)
+    """Judged texts and objective, at the start and after every step that lowered it."""
 
     def __post_init__(self) -> None:
         self.places = [(i, t) for i, t in self.places]  # JSON knows no tuples
@@ -151,7 +153,7 @@ class Refiner:
         """
         own = self._judge(texts)
         value = float(self._value(own, self._gram(own, own)))
-        return RefinementState(list(texts), objective=value, start=value)
+        return RefinementState(list(texts), objective=value, start=value, trace=[[0, value]])
 
     def stop(self, state: RefinementState) -> Literal["budget", "sweep"] | None:
         """Whether to stop: nothing is left to spend, or a whole sweep brought nothing; None to go on."""
@@ -175,6 +177,8 @@ class Refiner:
             changed = self._propose(state, places)[: self._left(state)]
             if changed:
                 self._accept(state, changed, own, gram_Qnn)
+            if state.objective < state.trace[-1][1]:
+                state.trace.append([state.evaluations, state.objective])
             state.step += 1
             if state.step % FRESH == 0:  # as a run that goes on from here computes it, to the last digit
                 own = self._judge(state.texts)
