@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import math
 import re
 import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from gradmm import progress
-from gradmm.progress import Reporter, RichReporter, log, logging_to, make_reporter, on_screen_alone, unsaid
+from gradmm import events as events_module
+from gradmm import live, progress
+from gradmm.live import LiveReporter
+from gradmm.progress import Reporter, log, logging_to, make_reporter, on_screen_alone, unsaid
 
 DONE = re.compile(r"work: done in \d+\.\d s")
 
@@ -112,7 +118,7 @@ def test_the_log_gets_the_lines_whatever_the_screen_gets(quiet: bool, tmp_path: 
     handlers = list(log.handlers)
     with logging_to(path):
         work(reporter)
-        work(RichReporter())
+        work(LiveReporter())
     work(reporter)
     before, *lines = path.read_text(encoding="utf-8").splitlines()
     assert before == "before"  # a run that goes on keeps what it has told
@@ -152,7 +158,7 @@ def test_lines_hold_no_control_characters(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_what_is_told_is_shown_and_logged_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number, reporter in enumerate((make_reporter(), RichReporter())):
+    for number, reporter in enumerate((make_reporter(), LiveReporter())):
         if number:
             make_reporter(quiet=True)  # as on a terminal, where the log's lines would come between the bars
         with logging_to(tmp_path / f"{number}.log", times=False):
@@ -181,27 +187,112 @@ def test_what_is_unsaid_is_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "row 4\n"
 
 
-# ---- bars
+# ---- a terminal
 
 
-def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_live_view(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert isinstance(make_reporter(), RichReporter)
-    assert not isinstance(make_reporter(quiet=True), RichReporter)
-    assert [h.level for h in log.handlers if isinstance(h, logging.StreamHandler)] == [logging.WARNING]
+    assert isinstance(make_reporter(), LiveReporter)
+    assert not isinstance(make_reporter(quiet=True), LiveReporter)
+    assert not isinstance(make_reporter(style="lines"), LiveReporter)
+    assert [h.level for h in log.handlers if isinstance(h, logging.StreamHandler)] == [logging.INFO]
 
 
-def test_bars_work_where_there_is_no_terminal(
+def test_the_view_works_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    work(RichReporter())
+    work(LiveReporter())
     out, err = capsys.readouterr()
     assert out == ""
     assert "work" in err and "3/3" in err and "rows" in err and "best so far 1.235e+04" in err
 
 
-def test_bars_let_failures_through(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_view_lets_failures_through(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt):
-        work(RichReporter(), KeyboardInterrupt())
+        work(LiveReporter(), KeyboardInterrupt())
     assert "3/3" in capsys.readouterr().err
+
+
+def test_course_memory_and_newest_text_are_shown_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal of 60 columns; what a text brings along to steer it is written out."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(live, "_EVERY", 0.0)
+    with LiveReporter().stage("work", 2, "rows") as stage:
+        for value in (3.0, 1.0):
+            stage.advance(1, lambda: "A dull\x1b[2J film. " + "x" * 99, objective=value)
+        stage.live.refresh()  # type: ignore[attr-defined]
+    shown = terminal.getvalue()
+    assert "█▁" in shown and "peak memory" in shown
+    assert "A dull\\x1b[2J film. xxx" in shown and "x…" in shown and "\x1b[2J film" not in shown
+    assert "peak memory" not in shown.rsplit("2/2", 1)[1], "the bar alone stays"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([1, 2, 3, 4, 5, 6, 7, 8], "▁▂▃▄▅▆▇█"), ([2, 2], "▁▁"), ([8] * 60 + [1] * 60, "█" * 20 + "▁" * 20)],
+)
+def test_a_sparkline_is_the_course_in_little(values: list[float], expected: str) -> None:
+    assert live.sparkline(values) == expected
+
+
+# ---- programs
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_programs_get_objects_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = make_reporter(style="json")
+    with logging_to(tmp_path / "run.log", times=False):
+        reporter.tell("epsilon 4")
+        work(reporter)
+        log.warning("a class named %s", "\x1b\n")
+        reporter.result({"run_dir": "a"})
+    out, err = capsys.readouterr()
+    found = events(err)
+    assert out == ""
+    kinds = [one["event"] for one in found]
+    assert kinds == ["message", "stage", "progress", "progress", "done", "message", "result"]
+    assert found[0] == {"event": "message", "level": "info", "message": "epsilon 4"}
+    assert found[1] == {"event": "stage", "stage": "work", "total": 3, "unit": "rows"}
+    assert found[-2] == {"event": "message", "level": "warning", "message": "a class named \x1b\n"}
+    assert found[-1] == {"event": "result", "run_dir": "a"}
+    assert (tmp_path / "run.log").read_text().startswith("epsilon 4\nwork: 3 rows\nwork: done in ")
+
+
+def test_progress_says_where_a_stage_is_and_ends_with_its_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = count(0, 0.2)
+    monkeypatch.setattr(events_module, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    with make_reporter(style="json").stage("work", 40, "rows") as stage:
+        for step in range(40):
+            stage.advance(1, lambda step=step: f"text {step}", objective=math.nan if step else 1.0)  # type: ignore[misc]
+    told = [one for one in events(capsys.readouterr().err) if one["event"] == "progress"]
+    assert 8 < len(told) < 21, "less often than advances"
+    assert [one["done"] for one in told] == sorted({one["done"] for one in told})
+    assert all(one["text"] == f"text {one['done'] - 1:.0f}" for one in told)
+    assert told[0]["figures"] == {"objective": 1.0} and told[-1]["figures"] == {"objective": None}
+    assert told[-1]["done"] == 40 and told[-1]["seconds_left"] == 0
+    for one in told:
+        assert one["seconds_left"] == pytest.approx(one["seconds"] / one["done"] * (40 - one["done"]), abs=0.06)
+
+
+def test_a_failed_stage_is_not_told_to_programs_as_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        work(make_reporter(style="json"), KeyboardInterrupt())
+    assert "done" not in [one["event"] for one in events(capsys.readouterr().err)]
+
+
+def test_quiet_tells_programs_of_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = make_reporter(quiet=True, style="json")
+    work(reporter)
+    reporter.result({})
+    log.warning("beware")
+    assert events(capsys.readouterr().err) == [{"event": "message", "level": "warning", "message": "beware"}]

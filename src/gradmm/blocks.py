@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from gradmm.errors import ConfigError
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
-from gradmm.progress import Stage
+from gradmm.progress import Shown, Stage
 from gradmm.seeds import make_generator
 from gradmm.solvers.admm import Admm, AdmmState
 from gradmm.solvers.initial import Start, as_block, join, pick, random_block, write_texts
@@ -166,7 +167,8 @@ class BlockRunner:
             state = solver.step(state)
             trace.append(_figures(state, wave.start))
             folder.save_state(_name(wave.start), state.tensors() | {"lengths": lengths}, {"trace": trace})
-            progress.reach(wave, 1 + int(state.outer), text=trace[-1]["text"], best=trace[-1]["best"])
+            newest = partial(self._first_text, state, lengths)
+            progress.reach(wave, 1 + int(state.outer), newest, best=trace[-1]["best"], text=trace[-1]["text"])
         progress.reach(wave, 1 + self.config.admm.n_outer)
         made.stops.append({"first_block": wave.start, "blocks": len(wave), **vars(stop)})
         made.trace += trace
@@ -179,6 +181,9 @@ class BlockRunner:
                 text = self.task.decode(row[:length])
                 made.texts[label].append(text)
                 made.retokenised += self.task.text_ids(text) != row[:length]
+
+    def _first_text(self, state: AdmmState, lengths_KB: Tensor) -> str:
+        return self.task.decode(state.best_codes[0, 0, : int(lengths_KB[0, 0])].tolist())
 
     def _problem(self, target: ReleasedTarget, blocks: Sequence[int], lengths_KB: Tensor) -> GradientMatching:
         labels, config = [self.plan[k].label for k in blocks], self.config.distance
@@ -216,11 +221,11 @@ class _Progress:
         self.stage = stage
         self._told: dict[int, int] = {}
 
-    def reach(self, wave: range, steps: int, **figures: float) -> None:
+    def reach(self, wave: range, steps: int, shown: Shown | None = None, **figures: float) -> None:
         """The wave's blocks have come so far."""
         before = [self._told.get(block, 0) for block in wave]
         self._told |= {block: max(steps, told) for block, told in zip(wave, before, strict=True)}
-        self.stage.advance(sum(max(0, steps - told) for told in before), **figures)
+        self.stage.advance(sum(max(0, steps - told) for told in before), shown, **figures)
 
 
 def _name(first_block: int) -> str:

@@ -30,6 +30,7 @@ from gradmm.cli_options import (
     LabelColumn,
     Model,
     Output,
+    Progress,
     Quiet,
     Relation,
     Resume,
@@ -38,6 +39,7 @@ from gradmm.cli_options import (
     Seed,
     Set,
     Split,
+    Style,
     TaskName,
     Template,
     TextColumn,
@@ -50,6 +52,7 @@ from gradmm.errors import ConfigError, GradmmError, listed, printable_lines
 
 if TYPE_CHECKING:
     from gradmm.config import RunConfig
+    from gradmm.progress import Reporter
     from gradmm.result import Result
 
 app = typer.Typer(
@@ -75,9 +78,14 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
-def demo(output_dir: Output = Path("gradmm-demo"), seed: Seed = None, quiet: Quiet = False) -> None:
+def demo(
+    output_dir: Output = Path("gradmm-demo"),
+    seed: Seed = None,
+    quiet: Quiet = False,
+    progress: Progress = Style.auto,
+) -> None:
     """Show what this is: a small model and data set that ship in the package, start to end."""
-    _generate(_settings({"seed": seed}, config=_demo()), output_dir, quiet)
+    _generate(_settings({"seed": seed}, config=_demo()), output_dir, _reporter(quiet, progress))
 
 
 @app.command()
@@ -107,9 +115,10 @@ def generate(
     device: Device = None,
     attn_implementation: Attention = None,
     quiet: Quiet = False,
+    progress: Progress = Style.auto,
 ) -> None:
     """Write a synthetic data set that matches the gradients of real data."""
-    _generate(_settings(_flags(context), config, set_), output_dir, quiet, resume)
+    _generate(_settings(_flags(context), config, set_), output_dir, _reporter(quiet, progress), resume)
 
 
 @app.command()
@@ -154,7 +163,7 @@ def preview(
             "preview keeps no run folder, and so no ledger of what it would spend; leave privacy out and give "
             "rows that are public, or use generate"
         )
-    result = _run(_settings(_flags(context) | quick, packaged, set_), None, quiet=False)
+    result = _run(_settings(_flags(context) | quick, packaged, set_), None, _reporter())
     from rich.console import Console
 
     from gradmm.present import show_texts
@@ -223,14 +232,21 @@ def _settings(flags: dict[str, Any], config: str | None = None, sets: list[str] 
     return load_config(config, flags, sets or ())
 
 
-def _run(settings: RunConfig, output_dir: Path | None, quiet: bool, resume: Resume = Resume.if_possible) -> Result:
+def _reporter(quiet: bool = False, style: Style = Style.auto) -> Reporter:
+    from gradmm.progress import make_reporter
+
+    return make_reporter(quiet, style.value)
+
+
+def _run(
+    settings: RunConfig, output_dir: Path | None, reporter: Reporter, resume: Resume = Resume.if_possible
+) -> Result:
     from gradmm.data.checks import match_labels
     from gradmm.data.sources import load_data
     from gradmm.models import load_model
     from gradmm.pipeline import generate as make
-    from gradmm.progress import make_reporter, unsaid
+    from gradmm.progress import unsaid
 
-    reporter = make_reporter(quiet)
     with unsaid(settings.privacy is not None):
         data = load_data(None, settings.data)
     task = match_labels(settings.resolve_task(data.label_names), data)
@@ -246,12 +262,15 @@ def _demo() -> str:
     return str(PACKAGED / "demo.yaml")
 
 
-def _generate(settings: RunConfig, output_dir: Path, quiet: bool, resume: Resume = Resume.if_possible) -> None:
-    result = _run(settings, output_dir, quiet, resume)
+def _generate(
+    settings: RunConfig, output_dir: Path, reporter: Reporter, resume: Resume = Resume.if_possible
+) -> None:
+    result = _run(settings, output_dir, reporter, resume)
     from rich.console import Console
 
     from gradmm.present import show_result
 
+    reporter.result({"run_dir": str(output_dir), "synthetic": result.metrics["synthetic"]})
     show_result(Console(), result, per_class=10)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gradmm.cli_options import Quiet, Resume, ResumeFlag, interruptible
+from gradmm.cli_options import Progress, Quiet, Resume, ResumeFlag, Style, interruptible
 
 Settings = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file: methods, budgets, data, model.")]
 Set = Annotated[
@@ -28,6 +28,7 @@ def compare(
     set_: Set = None,
     path: Path_ = False,
     quiet: Quiet = False,
+    progress: Progress = Style.auto,
 ) -> None:
     """Train on texts of every method and on real rows, and say which does better."""
     from rich.console import Console
@@ -39,8 +40,11 @@ def compare(
     from gradmm.progress import make_reporter
 
     settings = load_settings(CompareConfig, config, {"path": path or None}, set_ or ())
+    reporter = make_reporter(quiet, progress.value)
     with interruptible(goes_on=True):
-        found = run(settings, output_dir, make_reporter(quiet), resume.value)
+        found = run(settings, output_dir, reporter, resume.value)
+    accuracies = {f"{row.method} {row.budget}": row.accuracy.mean for row in found.rows}
+    reporter.result({"run_dir": str(output_dir), "accuracy": accuracies})
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=_WIDTH)

@@ -13,6 +13,15 @@ import typer
 from gradmm.errors import ConfigError
 
 
+class Style(StrEnum):
+    """How progress is told on stderr."""
+
+    auto = "auto"
+    live = "live"
+    lines = "lines"
+    json = "json"
+
+
 class Resume(StrEnum):
     """What to do about a run that is in the folder already."""
 
@@ -71,6 +80,10 @@ Relation = Annotated[
 ]
 Rows = Annotated[str | None, typer.Option(metavar="INTEGER", help="Public number of rows, of all classes.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Progress = Annotated[
+    Style,
+    typer.Option("--progress", help="Progress as a live view, plain lines or JSON lines; auto: by terminal."),
+]
 
 SETTINGS = {
     "model": "model.model_name_or_path",

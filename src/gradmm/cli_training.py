@@ -19,11 +19,13 @@ from gradmm.cli_options import (
     Dtype,
     LabelColumn,
     Model,
+    Progress,
     Quiet,
     Resume,
     ResumeFlag,
     Seed,
     Split,
+    Style,
     TaskName,
     Template,
     TextColumn,
@@ -33,6 +35,7 @@ from gradmm.cli_options import (
 )
 
 if TYPE_CHECKING:
+    from gradmm.progress import Reporter
     from gradmm.training_config import TrainRunConfig
 
 Rows = Annotated[
@@ -115,14 +118,17 @@ def train(
     device: Device = None,
     attn_implementation: Attention = None,
     quiet: Quiet = False,
+    progress: Progress = Style.auto,
 ) -> None:
     """Fine-tune a model to tell classes apart, on synthetic or any other labelled text."""
     from gradmm.config import load_settings
+    from gradmm.progress import make_reporter
     from gradmm.training_config import TrainRunConfig
 
     flags = shared_flags(context.params) | {name: context.params[name] for name in _SETTINGS}
     flags |= {"lora": lora or None, "bf16": bf16 or None}
-    _train(load_settings(TrainRunConfig, config, flags, set_ or ()), output_dir, quiet, resume)
+    reporter = make_reporter(quiet, progress.value)
+    _train(load_settings(TrainRunConfig, config, flags, set_ or ()), output_dir, reporter, resume)
 
 
 def evaluate(
@@ -165,16 +171,14 @@ def evaluate(
         show_evaluation(Console(), asked.label_names, found)
 
 
-def _train(settings: TrainRunConfig, output_dir: Path, quiet: bool, resume: Resume) -> None:
+def _train(settings: TrainRunConfig, output_dir: Path, reporter: Reporter, resume: Resume) -> None:
     from rich.console import Console
 
     from gradmm.models import load_model
     from gradmm.present import show_training
-    from gradmm.progress import make_reporter
     from gradmm.training_data import load_other_data, load_train_data, with_runs
     from gradmm.training_run import train as make
 
-    reporter = make_reporter(quiet)
     settings = with_runs(settings)
     data = load_train_data(None, settings.data)
     task = settings.resolve_task(data.rows.label_names)
@@ -182,4 +186,5 @@ def _train(settings: TrainRunConfig, output_dir: Path, quiet: bool, resume: Resu
     model = load_model(settings.model)
     with interruptible(True):
         result = make(model, task, data, settings, dev, test, output_dir, reporter, resume.value)
+    reporter.result({"run_dir": str(output_dir), "test": result.metrics["test"]})
     show_training(Console(), result)

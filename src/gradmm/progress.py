@@ -1,6 +1,7 @@
-"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere, both in `run.log`.
+"""What is told while a run goes on: a live view on a terminal, plain lines elsewhere, or JSON lines for programs.
 
-Reporters are told, they never compute: everything they show is a number that the run has anyway.
+`run.log` gets the plain lines in any case. Reporters are told, they never compute: everything they show is a
+number or a text that the run has anyway.
 """
 
 from __future__ import annotations
@@ -8,22 +9,24 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
 from gradmm.errors import printable_lines
 
 log = logging.getLogger("gradmm")
 EVERY = 10.0  # seconds between two plain lines of one stage
+Style = Literal["auto", "live", "lines", "json"]
+Shown = Callable[[], str]
 
 
 class Stage(Protocol):
     """A part of the run that is under way."""
 
-    def advance(self, done: float = 1, **figures: float) -> None:
-        """`done` more units are done; `figures` are shown beside."""
+    def advance(self, done: float = 1, shown: Shown | None = None, **figures: float) -> None:
+        """`done` more units are done; figures are told beside, and by some a text that has come of it."""
 
 
 class Reporter:
@@ -41,6 +44,9 @@ class Reporter:
         yield stage
         log.info("%s: done in %.1f s%s", name, time.monotonic() - stage.began, stage.figures)
 
+    def result(self, figures: Mapping[str, Any]) -> None:
+        """Tells a program what the run achieved; people see it elsewhere."""
+
 
 class _PlainStage:
     def __init__(self, name: str, total: float, unit: str) -> None:
@@ -49,9 +55,9 @@ class _PlainStage:
         self.done = 0.0
         self.figures = ""
 
-    def advance(self, done: float = 1, **figures: float) -> None:
+    def advance(self, done: float = 1, shown: Shown | None = None, **figures: float) -> None:
         self.done += done
-        self.figures = _written(figures)
+        self.figures = written(figures)
         now = time.monotonic()
         if now - self.spoke >= EVERY:
             self.spoke = now
@@ -59,48 +65,17 @@ class _PlainStage:
             log.info("%s: %g of %g %s%s%s", self.name, *counts, self.figures, self._left(now))
 
     def _left(self, now: float) -> str:
-        if not self.done:
-            return ""  # at this rate it takes for ever
-        return f", {(now - self.began) / self.done * (self.total - self.done):.0f} s left"
+        seconds = seconds_left(now - self.began, self.done, self.total)
+        return "" if seconds is None else f", {seconds:.0f} s left"
 
 
-class RichReporter(Reporter):
-    """Progress bars on a terminal; the plain lines go to the other handlers of the log."""
-
-    def tell(self, line: str) -> None:
-        """Says something that is no stage's."""
-        super().tell(line)
-        sys.stderr.write(printable_lines(line) + "\n")
-
-    @contextmanager
-    def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
-        """Opens a stage of `total` units."""
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description:<12}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.fields[figures]}"),
-        )
-        with super().stage(name, total, unit) as plain, Progress(*columns, console=Console(stderr=True)) as bars:
-            task = bars.add_task(name, total=total, figures="")
-            yield _BarStage(plain, lambda done, figures: bars.update(task, advance=done, figures=figures))
+def seconds_left(seconds: float, done: float, total: float) -> float | None:
+    """At the rate so far; None where nothing is done yet."""
+    return seconds / done * (total - done) if done else None
 
 
-class _BarStage:
-    def __init__(self, plain: Stage, update: object) -> None:
-        self.plain, self.update = plain, update
-
-    def advance(self, done: float = 1, **figures: float) -> None:
-        self.plain.advance(done, **figures)
-        self.update(done, _written(figures))  # type: ignore[operator]
-
-
-def _written(figures: dict[str, float]) -> str:
+def written(figures: Mapping[str, float]) -> str:
+    """Figures in words."""
     return "".join(f"  {name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
 
 
@@ -112,12 +87,12 @@ class _Lines(logging.Formatter):
 
 
 class _Screen(logging.StreamHandler[TextIO]):
-    """Writes to whatever `sys.stderr` is at that moment: bars that are shown take it over."""
+    """Writes to whatever `sys.stderr` is at that moment: a live view takes it over."""
 
-    def __init__(self, level: int) -> None:
+    def __init__(self, level: int, formatter: logging.Formatter) -> None:
         super().__init__(sys.stderr)
         self.setLevel(level)
-        self.setFormatter(_Lines("%(message)s"))
+        self.setFormatter(formatter)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -132,14 +107,27 @@ class _LogFile(logging.FileHandler):
         log.warning("cannot write %s (%s); going on without it", self.baseFilename, sys.exc_info()[1])
 
 
-def make_reporter(quiet: bool = False) -> Reporter:
-    """Bars if stderr is a terminal, lines otherwise, and warnings always; sets up the log accordingly."""
+def make_reporter(quiet: bool = False, style: Style = "auto") -> Reporter:
+    """Who tells of a command, and how; sets up the log accordingly.
+
+    Args:
+        quiet: tells of warnings alone.
+        style: `live` is a view that changes in its place, `lines` are plain, `json` is one object a line (see
+            `events`); `auto` is live if stderr is a terminal.
+    """
+    from gradmm.events import JsonLines, JsonReporter
+    from gradmm.live import LiveReporter
+
+    if style == "auto":
+        style = "live" if sys.stderr.isatty() else "lines"
     log.setLevel(logging.INFO)
     for handler in [h for h in log.handlers if isinstance(h, _Screen)]:
         log.removeHandler(handler)
-    bars = not quiet and sys.stderr.isatty()
-    log.addHandler(_Screen(logging.WARNING if quiet or bars else logging.INFO))
-    return RichReporter() if bars else Reporter()
+    level = logging.INFO if style == "lines" and not quiet else logging.WARNING
+    log.addHandler(_Screen(level, JsonLines() if style == "json" else _Lines("%(message)s")))
+    if quiet:
+        return Reporter()
+    return {"live": LiveReporter, "json": JsonReporter, "lines": Reporter}[style]()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -165,8 +166,8 @@ class Search:
                 ids = write_texts(self.task, writer, allowed_V, labels, lengths, initial, generator)
                 kept = {}, {"texts": [self.task.decode(row) for row in ids]}
                 folder.save_state(name, *kept)
-            stage.advance(size)
             found += kept[1]["texts"]
+            stage.advance(size, partial(str, found[-1]))
         return found
 
     def fit_space(self, lm_texts: Sequence[Sequence[str]]) -> Space:
@@ -383,7 +384,7 @@ class Search:
         def told(state: RefinementState) -> None:
             if state.step % FRESH == 0:
                 folder.save_state(name, {}, asdict(state))
-            stage.advance(0, objective=state.objective)
+            stage.advance(0, lambda: state.texts[state.accepted % len(state.texts)], objective=state.objective)
 
         return refiner.run(state, told)
 

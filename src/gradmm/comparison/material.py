@@ -27,7 +27,7 @@ from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
-from gradmm.progress import Stage
+from gradmm.progress import Shown, Stage
 from gradmm.rounds import WRITER, write_rounds
 from gradmm.search import Search, Seen
 from gradmm.seeds import make_generator
@@ -51,7 +51,7 @@ Need = Literal[
 class Silent:
     """A stage that nobody watches."""
 
-    def advance(self, done: float = 1, **figures: float) -> None:
+    def advance(self, done: float = 1, shown: Shown | None = None, **figures: float) -> None:
         """Tells nobody."""
 
 
