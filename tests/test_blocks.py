@@ -40,7 +40,7 @@ class FakeStage:
     def __init__(self, raise_at=None):
         self.raise_at, self.calls = raise_at, []
 
-    def advance(self, done=1, **figures):
+    def advance(self, done=1, shown=None, **figures):
         self.calls.append(done)
         if len(self.calls) == self.raise_at:
             raise InterruptedRunError

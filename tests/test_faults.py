@@ -60,7 +60,7 @@ class Meddling(Reporter):
     def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
         yield self  # type: ignore[misc]
 
-    def advance(self, done: float = 1, **figures: float) -> None:
+    def advance(self, done: float = 1, shown: object = None, **figures: float) -> None:
         self.left -= 1
         if self.left == 0:
             self.meddle()

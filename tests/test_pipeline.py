@@ -64,7 +64,7 @@ class Interrupting(Reporter):
     def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
         yield self  # type: ignore[misc]
 
-    def advance(self, done: float = 1, **figures: float) -> None:
+    def advance(self, done: float = 1, shown: object = None, **figures: float) -> None:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1

@@ -63,7 +63,7 @@ class Counting(Reporter):
         self.stages.append((name, total))
         yield self
 
-    def advance(self, done: float = 1, **figures: float) -> None:
+    def advance(self, done: float = 1, shown: object = None, **figures: float) -> None:
         self.done += done
 
 
