@@ -20,7 +20,8 @@ from gradmm.gradients.private_target import STATE, PrivateAccumulator
 from gradmm.gradients.spaces import LinearMap, Space, SpaceConfig
 from gradmm.pipeline import generate
 from gradmm.privacy.verification import verify
-from gradmm.progress import Reporter, log, make_reporter
+from gradmm.progress import Reporter, log
+from gradmm.reporters import make_reporter
 from gradmm.search import Search
 from private_tools import BUDGET, COMMAND, FEW, PRIVACY, RELATION, ROWS, config, make
 from test_pipeline import Idle

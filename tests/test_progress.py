@@ -19,7 +19,8 @@ import pytest
 from gradmm import events as events_module
 from gradmm import live, progress
 from gradmm.live import LiveReporter
-from gradmm.progress import Reporter, log, logging_to, make_reporter, on_screen_alone, unsaid
+from gradmm.progress import Reporter, log, logging_to, on_screen_alone, unsaid
+from gradmm.reporters import make_reporter
 
 DONE = re.compile(r"work: done in \d+\.\d s")
 

@@ -233,7 +233,7 @@ def _settings(flags: dict[str, Any], config: str | None = None, sets: list[str] 
 
 
 def _reporter(quiet: bool = False, style: Style = Style.auto) -> Reporter:
-    from gradmm.progress import make_reporter
+    from gradmm.reporters import make_reporter
 
     return make_reporter(quiet, style.value)
 

@@ -37,7 +37,7 @@ def compare(
     from gradmm.comparison.config import CompareConfig
     from gradmm.config import load_settings
     from gradmm.present_comparison import show_comparison
-    from gradmm.progress import make_reporter
+    from gradmm.reporters import make_reporter
 
     settings = load_settings(CompareConfig, config, {"path": path or None}, set_ or ())
     reporter = make_reporter(quiet, progress.value)

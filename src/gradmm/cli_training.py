@@ -122,7 +122,7 @@ def train(
 ) -> None:
     """Fine-tune a model to tell classes apart, on synthetic or any other labelled text."""
     from gradmm.config import load_settings
-    from gradmm.progress import make_reporter
+    from gradmm.reporters import make_reporter
     from gradmm.training_config import TrainRunConfig
 
     flags = shared_flags(context.params) | {name: context.params[name] for name in _SETTINGS}
@@ -154,7 +154,7 @@ def evaluate(
     from gradmm.config import load_settings
     from gradmm.models import load_model
     from gradmm.present import show_evaluation
-    from gradmm.progress import make_reporter
+    from gradmm.reporters import make_reporter
     from gradmm.training_config import TrainRunConfig
     from gradmm.training_data import load_train_data, with_runs
     from gradmm.training_run import evaluate as judge

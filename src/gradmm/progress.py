@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Protocol
 
 from gradmm.errors import printable_lines
 
 log = logging.getLogger("gradmm")
 EVERY = 10.0  # seconds between two plain lines of one stage
-Style = Literal["auto", "live", "lines", "json"]
 Shown = Callable[[], str]
 
 
@@ -79,24 +78,12 @@ def written(figures: Mapping[str, float]) -> str:
     return "".join(f"  {name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
 
 
-class _Lines(logging.Formatter):
+class PlainLines(logging.Formatter):
     """Messages may hold names and excerpts from data: no control characters reach a screen or a log."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Without them."""
         return printable_lines(super().format(record))
-
-
-class _Screen(logging.StreamHandler[TextIO]):
-    """Writes to whatever `sys.stderr` is at that moment: a live view takes it over."""
-
-    def __init__(self, level: int, formatter: logging.Formatter) -> None:
-        super().__init__(sys.stderr)
-        self.setLevel(level)
-        self.setFormatter(formatter)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
 
 
 class _LogFile(logging.FileHandler):
@@ -105,29 +92,6 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         log.removeHandler(self)
         log.warning("cannot write %s (%s); going on without it", self.baseFilename, sys.exc_info()[1])
-
-
-def make_reporter(quiet: bool = False, style: Style = "auto") -> Reporter:
-    """Who tells of a command, and how; sets up the log accordingly.
-
-    Args:
-        quiet: tells of warnings alone.
-        style: `live` is a view that changes in its place, `lines` are plain, `json` is one object a line (see
-            `events`); `auto` is live if stderr is a terminal.
-    """
-    from gradmm.events import JsonLines, JsonReporter
-    from gradmm.live import LiveReporter
-
-    if style == "auto":
-        style = "live" if sys.stderr.isatty() else "lines"
-    log.setLevel(logging.INFO)
-    for handler in [h for h in log.handlers if isinstance(h, _Screen)]:
-        log.removeHandler(handler)
-    level = logging.INFO if style == "lines" and not quiet else logging.WARNING
-    log.addHandler(_Screen(level, JsonLines() if style == "json" else _Lines("%(message)s")))
-    if quiet:
-        return Reporter()
-    return {"live": LiveReporter, "json": JsonReporter, "lines": Reporter}[style]()
 
 
 @contextmanager
@@ -144,7 +108,7 @@ def logging_to(path: Path, times: bool = True) -> Iterator[None]:
         log.warning("cannot write %s (%s); going on without it", path, err)
         yield
         return
-    handler.setFormatter(_Lines(("%(asctime)s " if times else "") + "%(message)s", "%Y-%m-%dT%H:%M:%S"))
+    handler.setFormatter(PlainLines(("%(asctime)s " if times else "") + "%(message)s", "%Y-%m-%dT%H:%M:%S"))
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:

@@ -6,15 +6,20 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradmm import notebook
 from gradmm.errors import DataError
 from gradmm.search import Written
 from gradmm.store import FINGERPRINT, RunFolder, as_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 TEXTS = "data/synthetic.parquet"  # within a run folder
 
@@ -35,6 +40,27 @@ class Result:
     def texts_of(self, label: int) -> list[str]:
         """The texts of one class."""
         return [row["text"] for row in self.dataset if row["label"] == label]
+
+    def to_dataset(self) -> datasets.Dataset:
+        """The texts as a `datasets.Dataset`."""
+        return self.dataset
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The texts as a data frame, with the labels' names beside their numbers."""
+        frame: pd.DataFrame = self.dataset.to_pandas()
+        frame.insert(2, "label_name", [self.dataset.features["label"].names[label] for label in frame["label"]])
+        return frame
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Distance against log-perplexity, real rows and LM samples beside; needs matplotlib (`gradmm[plot]`).
+
+        Args:
+            axes: where to draw; None makes a figure.
+        """
+        return notebook.plot(self.metrics, axes)
+
+    def _repr_html_(self) -> str:
+        return notebook.as_html(self.dataset, self.metrics)
 
     def __repr__(self) -> str:
         own = self.metrics["synthetic"]
