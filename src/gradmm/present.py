@@ -14,6 +14,7 @@ from rich.text import Text
 
 from gradmm.doctor import Finding
 from gradmm.errors import printable
+from gradmm.privacy.words import NOT_PRIVATE
 from gradmm.result import Result
 from gradmm.training.evaluate import Evaluation
 from gradmm.training_run import TrainResult
@@ -133,6 +134,7 @@ def show_evaluation(console: Console, label_names: Sequence[str], found: Evaluat
     console.print(table)
     if is_wide:
         console.print(Text("The confusion matrix is too wide for a table; --json has it."))
+    console.print(Text(NOT_PRIVATE, style="dim"), soft_wrap=True)
 
 
 def show_findings(console: Console, findings: Iterable[Finding]) -> None:

@@ -12,6 +12,7 @@ from gradmm.comparison.methods import OURS
 from gradmm.comparison.statistics import Interval
 from gradmm.comparison.summary import Row
 from gradmm.errors import printable
+from gradmm.privacy.words import NOT_PRIVATE
 
 _KINDS = {"synthetic": "no real row is handed out", "real": "real rows", "control": "controls, there to be beaten"}
 
@@ -68,7 +69,7 @@ def _note(rows: list[Row]) -> str:
         f"Accuracy on the test split in percent; mean over {seeds} data seed{'s' if seeds > 1 else ''} and 95% t "
         "interval. Differences are paired by seed, * where the interval excludes zero. Learning rate and steps "
         "were chosen on the development split. Minutes are those of texts and training, shared work counted to "
-        "every method that uses it."
+        f"every method that uses it. {NOT_PRIVATE}"
     )
 
 

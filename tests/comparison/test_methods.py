@@ -157,7 +157,7 @@ def test_what_is_shared_is_computed_and_timed_before(
 
 
 def test_time_of_what_is_shared_counts_for_everyone(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(material, "seconds", {"lm_texts": 5.0, "pools": 2.0, "scores": 1.0})
+    monkeypatch.setattr(material, "seconds", {"lm_texts": 5.0, "pools": 2.0, "lm_more": 3.0})
     assert [material.prepare(METHODS[name].needs) for name in ("lm_random", "lm_by_label", "real_all")] == [
         7,
         8,
@@ -216,18 +216,29 @@ def test_proportional_shares_are_none_of_a_comparisons(make_material: MakeMateri
 
 def test_lm_methods_choose_from_what_the_lm_wrote(material: Material, made: Any) -> None:
     pools = {name: material.grow(name, material.target) for name in ("noise", "other_class")}  # they are there
-    pools |= {"lm_random": material.pools, "lm_by_label": material.pools, "selection": material.grown}
+    pools |= {"lm_random": material.pools, "lm_by_label": material.lm_more[0], "selection": material.grown}
     for name, own in pools.items():
         for label, pool in enumerate(own):
             written = {candidate.text for candidate in pool}
             assert set(made[name][label]) <= written
             assert len(set(made[name][label])) == COUNT
             shares = Counter(candidate.source for candidate in pool)
-            assert ("writer" in shares) == (own is not material.pools)
+            assert ("writer" in shares) == (not name.startswith("lm_"))
+
+
+def test_lm_by_label_chooses_from_as_many_texts_as_ours(material: Material) -> None:
+    """What the LM wrote for the first round, and as much more as the writer wrote in the others."""
+    search = material.search(material.budget)
+    for label, pool in enumerate(material.lm_more[0]):
+        written = {candidate.text for candidate in pool}
+        assert {candidate.text for candidate in material.pools[label]} <= written
+        assert (
+            len(material.pools[label]) < len(written) <= search.round_counts[label] * material.config.writer.rounds
+        )
 
 
 def test_lm_by_label_takes_the_highest_scores(material: Material, made: Any) -> None:
-    for pool, score_N, texts in zip(material.pools, material.scores, made["lm_by_label"], strict=True):
+    for pool, score_N, texts in zip(*material.lm_more, made["lm_by_label"], strict=True):
         score_of = {candidate.text: float(score) for candidate, score in zip(pool, score_N, strict=True)}
         left = [score for text, score in score_of.items() if text not in texts]
         assert min(score_of[text] for text in texts) >= max(left)

@@ -39,6 +39,7 @@ Need = Literal[
     "space",
     "target",
     "scores",
+    "lm_more",
     "real_texts",
     "features",
     "grown",
@@ -141,6 +142,21 @@ class Material:
     def scores(self) -> list[Tensor]:
         """Calibrated probability of their label, of each of `pools`."""
         return self.search(self.budget).check_labels(self.pools)
+
+    @cached_property
+    def lm_more(self) -> tuple[list[list[Candidate]], list[Tensor]]:
+        """As many of the LM's texts as ours are chosen from in all rounds, and the probability of their label."""
+        search, rounds = self.search(self.budget), self.config.writer.rounds
+        if rounds == 1:
+            return self.pools, self.scores
+        more = [
+            search.write_class(
+                lambda: search.runner.prompts, c, n * (rounds - 1), ("more",), self.folder, self.stage
+            )
+            for c, n in enumerate(search.round_counts)
+        ]
+        pools = search.pool([[*first, *later] for first, later in zip(self.lm_texts, more, strict=True)], [])
+        return pools, search.check_labels(pools)
 
     @cached_property
     def grown(self) -> list[list[Candidate]]:

@@ -121,8 +121,9 @@ def _shuffled(material: Material) -> list[list[str]]:
 
 def _lm_by_label(material: Material, count: int) -> TextSet:
     """The LM's texts whose label is most probable: no gradient has a part in it."""
-    best = [score_N.argsort(descending=True, stable=True)[:count].tolist() for score_N in material.scores]
-    return TextSet([[pool[i].text for i in own] for pool, own in zip(material.pools, best, strict=True)])
+    pools, scores = material.lm_more
+    best = [score_N.argsort(descending=True, stable=True)[:count].tolist() for score_N in scores]
+    return TextSet([[pool[i].text for i in own] for pool, own in zip(pools, best, strict=True)])
 
 
 def _lm_few_shot(material: Material, count: int) -> TextSet:
@@ -203,7 +204,7 @@ METHODS = {
             "LM samples, by label probability",
             "synthetic",
             _lm_by_label,
-            (*_WRITES, "scores"),
+            ("lm_texts", "lm_more"),
         ),
         Method("lm_few_shot", "LM samples, few-shot", "synthetic", _lm_few_shot, ()),
         Method("real_random", "real rows, random", "real", _real_random, ()),

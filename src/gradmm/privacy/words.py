@@ -11,6 +11,8 @@ from typing import Any
 from gradmm.privacy.config import MEANINGS, UNIT
 from gradmm.privacy.planning import Outlook, Plan
 
+NOT_PRIVATE = "Computed from the rows themselves, without noise: these figures are not private."
+
 NAMES = {"pld": "PLD", "rdp": "RDP"}
 """How accountants are called."""
 
