@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from itertools import count
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from gradmm import rounds
+from gradmm.errors import ConfigError
 from gradmm.pipeline import generate
 from gradmm.training.writer import tune_writer
 from test_pipeline import DATA_FILES, Interrupting, data_bytes, figures, files, tiny_data
@@ -108,3 +110,13 @@ def test_a_round_that_is_written_is_not_tuned_for_again(
     assert len(lessons) == 2
     make(tiny_lm("gpt2"), tmp_path / "run")
     assert len(lessons) == 2
+
+
+def test_adapters_without_their_library_are_refused_before_the_first_round(
+    tiny_lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"lora needs the peft library; install gradmm\[lora\]"):
+        make(tiny_lm("gpt2"), tmp_path / "run", writer={"rounds": 2, "lora": {}})
+    assert not (tmp_path / "run").exists()
+    assert make(tiny_lm("gpt2"), writer={"rounds": 1, "lora": {}}).dataset.num_rows, "of one round nobody learns"

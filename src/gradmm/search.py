@@ -33,6 +33,7 @@ from gradmm.solvers.pool import Candidate, Pool, fit
 from gradmm.solvers.refinement import FRESH, RefinementState, Refiner
 from gradmm.solvers.relabelling import Checked, relabel
 from gradmm.solvers.selection import Candidates, FactorKernel, Selected, SimilarityKernel, fit_weights, select
+from gradmm.training.trainable import require_peft
 
 log = logging.getLogger("gradmm")
 _CHUNK = 256  # LM texts that are drawn, and kept in the run folder, together
@@ -108,6 +109,8 @@ class Search:
                 f"distance.name {config.distance.name!r} needs whole matrices, so no search is possible with it; "
                 f"choose one of {sorted(FORMULAS)}, or solver=admm"
             )
+        if config.writer.lora is not None and config.writer.rounds > 1:
+            require_peft()  # before the first round is written, not after
         self.runner, self.config, self.lm, self.task = runner, config, runner.lm, runner.task
         self.bias = config.distance.bias if self.lm.head.bias_V is not None else "ignore"
 

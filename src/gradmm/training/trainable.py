@@ -6,6 +6,7 @@ Shape suffixes: N texts, S sequence length, L label tokens, D hidden size.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import textwrap
 import warnings
 from collections.abc import Mapping
@@ -108,11 +109,20 @@ def _copied(model: Any) -> Any:
     return copy.deepcopy(model)
 
 
+def require_peft() -> None:
+    """Whether adapters can be had.
+
+    Raises:
+        ConfigError: if peft is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError("lora needs the peft library; install gradmm[lora]")
+
+
 def _with_adapters(model: Any, lora: LoraSettings, seed: int) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ConfigError("lora needs the peft library; install gradmm[lora]") from None
+    require_peft()
+    from peft import LoraConfig, get_peft_model
+
     modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.lora_alpha, target_modules=modules, lora_dropout=0.0
