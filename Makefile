@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test check docs bench format clean
 
 help:
 	@echo "make demo    write a small synthetic data set and show it (two minutes)"
 	@echo "make test    all tests, with branch coverage"
-	@echo "make check   format, lint, types, import layers"
+	@echo "make check   format, lint, types, import layers, documentation"
+	@echo "make docs    the documentation, as a site in site/"
 	@echo "make bench   the benchmark tables"
 	@echo "make format  put the code in format"
 
@@ -34,6 +35,10 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
@@ -43,4 +48,4 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) gradmm-demo gradmm-run .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) gradmm-demo gradmm-run .pytest_cache .mypy_cache .ruff_cache .coverage site

@@ -37,7 +37,18 @@ settings.load_profile("gradmm")
 
 TinyLM = Callable[..., LanguageModel]
 LONGEST = (
-    *("test_compare", "test_kill", "test_train", "test_methods", "test_private_run", "test_cli", "test_trust"),
+    *(
+        "test_snippets",
+        "test_browser",
+        "test_publish",
+        "test_compare",
+        "test_kill",
+        "test_train",
+        "test_methods",
+        "test_private_run",
+        "test_cli",
+        "test_trust",
+    ),
     *("test_mechanism", "test_pipeline", "test_refinement", "test_faults", "test_search", "test_selection"),
     *("test_admm", "test_memory", "test_accounting", "test_architectures", "test_rounds", "test_bad_inputs"),
 )

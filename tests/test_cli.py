@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -161,7 +162,12 @@ def test_generate_from_flags_alone(run: Run, data: list[str], tiny: list[str], t
     lines = outcome.out.split("\n")
     assert lines[:12] == ["negative", *[f"  {text}" for text in texts[:10]], "  ... and 2 more"]
     assert lines[12:24] == ["positive", *[f"  {text}" for text in texts[12:22]], "  ... and 2 more"]
-    assert lines[-3:] == ["Run folder: a", "Texts:      a/data/synthetic.jsonl", ""]
+    assert lines[-4:] == ["Run folder: a", "Texts:      a/data/synthetic.jsonl", "Report:     a/report.html", ""]
+    page, card = (Path("a", name).read_text(encoding="utf-8") for name in ("report.html", "README.md"))
+    assert all(
+        html.escape(text, quote=False) in page.replace("&#39;", "'").replace("&#34;", '"') for text in texts
+    )
+    assert card.startswith("---\n")
     assert "\x1b" not in outcome.out + outcome.err
     config = load_config("a/config.yaml")
     assert (config.seed, config.texts_per_class, config.model.model_name_or_path) == (3, 12, tiny[1])
@@ -169,7 +175,7 @@ def test_generate_from_flags_alone(run: Run, data: list[str], tiny: list[str], t
     # The run folder's own settings make the same run again, here without a word on stderr.
     again = run("generate", "--config", "a/config.yaml", "-o", "b", "--quiet")
     assert (again.code, again.err) == (0, "")
-    assert again.out == outcome.out.replace("Run folder: a", "Run folder: b").replace(" a/data", " b/data")
+    assert again.out == outcome.out.replace("Run folder: a", "Run folder: b").replace(" a/", " b/")
     for name in DATA_FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

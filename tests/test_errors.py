@@ -17,6 +17,7 @@ from gradmm import errors
         (errors.DataError, (errors.GradmmError, ValueError), 1),
         (errors.ModelError, (errors.GradmmError, ValueError), 1),
         (errors.RunFolderError, (errors.GradmmError,), 1),
+        (errors.HubError, (errors.GradmmError,), 1),
         (errors.NonFiniteError, (errors.GradmmError, ArithmeticError), 1),
         (errors.PrivacyBudgetError, (errors.GradmmError,), 3),
     ],

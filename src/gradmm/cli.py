@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from gradmm import cli_comparison, cli_privacy, cli_training
+from gradmm import cli_comparison, cli_privacy, cli_push, cli_report, cli_training
 from gradmm.cli_options import (
     PRIVACY,
     Attention,
@@ -269,14 +269,20 @@ def _generate(
     from rich.console import Console
 
     from gradmm.present import show_result
+    from gradmm.report.card import write_card
+    from gradmm.report.html import write_report
 
+    write_card(output_dir)
+    page = write_report([output_dir])
     reporter.result({"run_dir": str(output_dir), "synthetic": result.metrics["synthetic"]})
-    show_result(Console(), result, per_class=10)
+    show_result(Console(), result, per_class=10, report=page)
 
 
 app.command()(cli_training.train)
 app.command()(cli_training.evaluate)
 app.command()(cli_comparison.compare)
+app.command()(cli_report.report)
+app.command()(cli_push.push)
 app.add_typer(cli_privacy.app, name="privacy")
 
 

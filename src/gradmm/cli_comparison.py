@@ -37,6 +37,7 @@ def compare(
     from gradmm.comparison.config import CompareConfig
     from gradmm.config import load_settings
     from gradmm.present_comparison import show_comparison
+    from gradmm.report.html import write_report
     from gradmm.reporters import make_reporter
 
     settings = load_settings(CompareConfig, config, {"path": path or None}, set_ or ())
@@ -44,8 +45,9 @@ def compare(
     with interruptible(goes_on=True):
         found = run(settings, output_dir, reporter, resume.value)
     accuracies = {f"{row.method} {row.budget}": row.accuracy.mean for row in found.rows}
+    page = write_report([output_dir])
     reporter.result({"run_dir": str(output_dir), "accuracy": accuracies})
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=_WIDTH)
-    show_comparison(console, found)
+    show_comparison(console, found, page)

@@ -42,6 +42,10 @@ class RunFolderError(GradmmError):
     """A run folder that is missing, incomplete, or not the one that the settings describe."""
 
 
+class HubError(GradmmError):
+    """The Hugging Face Hub, or the way to it, refused an upload."""
+
+
 class NonFiniteError(GradmmError, ArithmeticError):
     """A loss, gradient or distance became NaN or infinite."""
 

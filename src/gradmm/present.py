@@ -6,6 +6,7 @@ Texts are data: never markup, never control codes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -81,7 +82,9 @@ def _steps(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {words[name]: row for name, row in rows.items()} | {last: metrics["synthetic"]}
 
 
-def show_result(console: Console, result: Result, per_class: int | None = None) -> None:
+def show_result(
+    console: Console, result: Result, per_class: int | None = None, report: Path | None = None
+) -> None:
     """Texts, figures, and where everything is."""
     show_texts(console, result, per_class)
     console.print()
@@ -89,6 +92,8 @@ def show_result(console: Console, result: Result, per_class: int | None = None) 
     if result.run_dir is not None:
         console.print(Text(f"\nRun folder: {result.run_dir}"), soft_wrap=True)
         console.print(Text(f"Texts:      {result.run_dir / 'data' / 'synthetic.jsonl'}"), soft_wrap=True)
+    if report is not None:
+        console.print(Text(f"Report:     {report}"), soft_wrap=True)
 
 
 def show_training(console: Console, result: TrainResult) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +19,7 @@ from gradmm.privacy.words import NOT_PRIVATE
 _KINDS = {"synthetic": "no real row is handed out", "real": "real rows", "control": "controls, there to be beaten"}
 
 
-def show_comparison(console: Console, found: Comparison) -> None:
+def show_comparison(console: Console, found: Comparison, report: Path | None = None) -> None:
     """One table for every budget, and where the records are."""
     for budget in sorted({row.budget for row in found.rows if row.budget}) or [0]:
         rows = [row for row in found.rows if row.budget in (budget, 0)]
@@ -27,6 +29,8 @@ def show_comparison(console: Console, found: Comparison) -> None:
         console.print(Text(_path_line(point)), soft_wrap=True)
     if found.run_dir is not None:
         console.print(Text(f"\nRun folder: {found.run_dir}"), soft_wrap=True)
+    if report is not None:
+        console.print(Text(f"Report:     {report}"), soft_wrap=True)
 
 
 def _table(title: str, rows: list[Row]) -> Table:

@@ -103,7 +103,8 @@ def test_the_table_says_what_is_in_the_run_folder(run: Run, config: dict[str, An
             assert row[3] == "0.01"
             assert row[4] == ("" if own["distance"] is None else f"{own['distance']:.4f}")
     assert any(line.startswith("Step 1: gradient error ") for line in lines)
-    assert lines[-1] == "Run folder: run"
+    assert lines[-2:] == ["Run folder: run", "Report:     run/report.html"]
+    assert "real rows, random" in Path("run/report.html").read_text(encoding="utf-8")
     assert "\x1b" not in outcome.out + outcome.err
     assert outcome.err.splitlines()[0] == "compare: 17 trainings"
 

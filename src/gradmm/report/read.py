@@ -18,7 +18,7 @@ import yaml
 from gradmm.errors import RunFolderError
 
 TEXTS, RESULTS = "data/synthetic.parquet", "results.parquet"
-FIGURES, LEDGER, SUMS = "figures.json", "privacy.json", "SHA256SUMS"
+LEDGER, SUMS = "privacy.json", "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def read_run(folder: str | Path) -> Run:
         table = pq.read_table(path / kind)
         if kind == RESULTS:
             return Comparison(*shared, tuple(table.to_pylist()))
-        figures = _json(path / FIGURES) if (path / FIGURES).is_file() else {}
+        figures = shared[-1].get("figures") or {}
         return Texts(*shared, figures, _label_names(table), tuple(table.to_pylist()), _lines(path / LEDGER))
     except (OSError, ValueError, KeyError, TypeError) as err:  # Arrow's and JSON's are ValueErrors
         raise RunFolderError(
