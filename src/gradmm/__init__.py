@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from gradmm.models import LanguageModel, ModelConfig, load_model
     from gradmm.pipeline import generate
     from gradmm.privacy.config import PrivacyConfig
+    from gradmm.report.card import write_card
+    from gradmm.report.html import write_report
+    from gradmm.report.publish import push
     from gradmm.result import Result
     from gradmm.training.evaluate import Evaluation
     from gradmm.training.finetune import TrainConfig
@@ -55,7 +58,10 @@ _HOMES = {
     "load_config": "config",
     "load_data": "data.sources",
     "load_model": "models",
+    "push": "report.publish",
     "train": "training_run",
+    "write_card": "report.card",
+    "write_report": "report.html",
 }
 
 __all__ = [  # noqa: RUF022 - sorted by use
@@ -75,6 +81,9 @@ __all__ = [  # noqa: RUF022 - sorted by use
     "compare",
     "CompareConfig",
     "Comparison",
+    "write_report",
+    "write_card",
+    "push",
     "load_config",
     "ModelConfig",
     "DataConfig",

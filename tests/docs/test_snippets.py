@@ -15,14 +15,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from doc_blocks import PAGES, PROGRAMS, ROOT, Block, Command, blocks_of, commands_of, named
 from doc_folder import COMPARISON, MODEL, PRIVATE, RUN, SMALL, give_runs, make_files, make_model_folder, make_runs
+from doc_programs import run_quickly
 from typer.main import get_command
 
-import gradmm
 from command_line import run
 from gradmm import cli, loading
 from gradmm.comparison.config import CompareConfig
@@ -224,28 +225,17 @@ def test_json_is_json(block: Block) -> None:
 @of("python")
 def test_programs_run(block: Block, made: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give_runs(block.text, made, place)
-    generate, train = gradmm.generate, gradmm.train
+    run_quickly(block.text, str(block), monkeypatch)
 
-    def small(
-        model: Any,
-        task: Any,
-        data: Any,
-        config: gradmm.GenerateConfig = gradmm.GenerateConfig(),
-        *rest: Any,
-        **more: Any,
-    ) -> gradmm.Result:
-        tree = config.model_dump()
-        for item in SMALL["generate"]:
-            group, name, value = re.split(r"[.=]", item)
-            tree[group][name] = yaml.safe_load(value)
-        return generate(model, task, data, gradmm.GenerateConfig.model_validate(tree), *rest, **more)
 
-    def short(model: Any, task: Any, data: Any, config: gradmm.TrainConfig, **more: Any) -> gradmm.TrainResult:
-        return train(model, task, data, config.model_copy(update={"max_steps": 2, "eval_steps": 1}), **more)
-
-    monkeypatch.setattr(gradmm, "generate", small)
-    monkeypatch.setattr(gradmm, "train", short)
-    exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
+def test_notebooks_run(notebook: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line of them; what their last expressions show is computed too."""
+    matplotlib.use("agg")
+    cells = notebook.read_text(encoding="utf-8").split("# %%\n")
+    names = run_quickly("".join(cells), str(notebook), monkeypatch)
+    assert "<table>" in names["result"]._repr_html_()
+    assert len(cells) >= 4
 
 
 # ---- what runs leave
