@@ -1,6 +1,6 @@
 """The README's picture: the report of a run, as a browser shows it. Needs Chromium and playwright.
 
-    gradmm demo && python scripts/picture.py gradmm-demo/report.html docs/figures/report.png
+`gradmm demo && python scripts/picture.py gradmm-demo/report.html docs/figures/report.png`
 """
 
 from __future__ import annotations
