@@ -37,9 +37,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 import gradmm
+from gradmm.checksums import SUMS
 from gradmm.config import GenerateConfig
 from gradmm.data.sources import load_data
-from gradmm.store import FINGERPRINT, STATE, SUMS, RunFolder
+from gradmm.store import FINGERPRINT, STATE, RunFolder
 
 DATA = ("data/synthetic.jsonl", "data/synthetic.parquet")
 FILES = {FINGERPRINT, SUMS, "config.yaml", "environment.json", "metrics.json", "run.log", *DATA}

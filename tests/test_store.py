@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gradmm import store
+from gradmm import checksums, store
+from gradmm.checksums import SUMS
 from gradmm.errors import RunFolderError
-from gradmm.store import FINGERPRINT, SUMS, RunFolder, flatten
+from gradmm.store import FINGERPRINT, RunFolder, flatten
 from store_tools import KEPT, PRINT, WRITERS, completed, failing, files, refusal
 
 
@@ -320,7 +321,7 @@ def test_damaged_checksums_are_refused(
 ) -> None:
     path = completed(tmp_path / "run")
     (path / SUMS).write_bytes(change((path / SUMS).read_text()).encode("latin-1"))
-    monkeypatch.setattr(store, "_sha256", lambda file: pytest.fail(f"{file} was read"))
+    monkeypatch.setattr(checksums, "sha256", lambda file: pytest.fail(f"{file} was read"))
     refused = refusal(path, PRINT)
     assert refused.startswith(f"{path / SUMS} is damaged ({told}")
     assert refused.endswith("); restore it, or run anew in another folder")

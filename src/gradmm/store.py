@@ -24,7 +24,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -32,17 +32,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gradmm.checksums import SUMS, check_sums, sha256
 from gradmm.errors import RunFolderError
 from gradmm.locking import LOCK, OWNER, RunLock
 
 log = logging.getLogger("gradmm")
-FINGERPRINT, SUMS, LOG, STATE = "fingerprint.json", "SHA256SUMS", "run.log", "state"
+FINGERPRINT, LOG, STATE = "fingerprint.json", "run.log", "state"
 _ALWAYS = ("config.yaml", "environment.json", "metrics.json")
 TEXT_FILES = ("data/synthetic.jsonl", "data/synthetic.parquet")
 _TEMPORARY = ".tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_LINE = re.compile(r"([0-9a-f]{64})  (\S[^\x00-\x1f]*)")
 _CODE = re.compile(r"\bcode: (\d+)|\bos error (\d+)")
 Resume = Literal["never", "always", "if_possible"]
 
@@ -120,7 +120,7 @@ class RunFolder:
                 return False
             self._compare(self._marked(), fingerprint)
             if self.is_complete:
-                self._check_sums()
+                check_sums(self.path, self._present)
             return self.is_complete
 
     def _take(self, fingerprint: dict[str, Any], resume: Resume) -> None:
@@ -137,7 +137,7 @@ class RunFolder:
         if self._is_done(fingerprint):
             self.close()
         elif (self.path / FINGERPRINT).is_file():
-            self._sums[FINGERPRINT] = _sha256(self.path / FINGERPRINT)
+            self._sums[FINGERPRINT] = sha256(self.path / FINGERPRINT)
         else:
             self.write_json(FINGERPRINT, fingerprint)
 
@@ -281,35 +281,6 @@ class RunFolder:
         if state.is_dir():
             log.warning("%s cannot be removed; the run is complete and needs it no more", state)
 
-    def _check_sums(self) -> None:
-        """Every artefact of a complete run is as it was left; damage is not mended, for the run is over."""
-        for name, expected in self._read_sums().items():
-            path = self.path / name
-            if not path.is_file() or _sha256(path) != expected:
-                fault = "is not as the run left it" if path.is_file() else "is missing"
-                raise RunFolderError(
-                    f"{path} {fault} ({SUMS} has {expected[:12]}...); restore it, or run anew in another folder"
-                )
-
-    def _read_sums(self) -> dict[str, str]:
-        """The checksums by name; a list that is cut, changed or leads out of the folder is refused."""
-        path, sums = self.path / SUMS, dict[str, str]()
-        lines = path.read_bytes().decode("utf-8", "backslashreplace").split("\n")
-        for number, line in enumerate(lines[:-1], 1):
-            match = _LINE.fullmatch(line)
-            if match is None or match[2] in sums or not _is_inside(match[2]):
-                raise self._damaged(path, f"line {number} is {line[:100]!r}")
-            sums[match[2]] = match[1]
-        if lines[-1]:
-            raise self._damaged(path, f"it ends with {lines[-1][:100]!r}")
-        for name in self._present:
-            if name not in sums:
-                raise self._damaged(path, f"{name} is not in it")
-        return sums
-
-    def _damaged(self, path: Path, how: str) -> RunFolderError:
-        return RunFolderError(f"{path} is damaged ({how}); restore it, or run anew in another folder")
-
 
 def _is_ours(path: Path) -> bool:
     """Whether a file may be there before the fingerprint is: left by a process that was killed at once."""
@@ -349,12 +320,6 @@ def _digest(run: str, name: str, about: str, tensors: Mapping[str, Tensor]) -> s
     return digest.hexdigest()
 
 
-def _is_inside(name: str) -> bool:
-    """Whether a name is that of a file within the folder, on every system."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and not set(name) & {"\\", ":"}
-
-
 def _remove(path: Path) -> None:
     """A file, or a folder with all in it, if it is there."""
     if path.is_dir():
@@ -368,12 +333,7 @@ def _settled(path: Path) -> str:
     with path.open("rb+") as file:  # Windows flushes what is open for writing alone
         os.fsync(file.fileno())
     os.chmod(path, 0o644)
-    return _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
 
 
 def as_json(value: Any) -> Any:

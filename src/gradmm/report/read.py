@@ -15,10 +15,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
+from gradmm.checksums import SUMS
 from gradmm.errors import RunFolderError
 
 TEXTS, RESULTS = "data/synthetic.parquet", "results.parquet"
-LEDGER, SUMS = "privacy.json", "SHA256SUMS"
+LEDGER = "privacy.json"
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from gradmm.checksums import SUMS
 from gradmm.errors import RunFolderError
 from gradmm.report.card import README, card, edited_card
 from gradmm.report.names import public_name, public_source
-from gradmm.report.read import LEDGER, SUMS, TEXTS, Texts
+from gradmm.report.read import LEDGER, TEXTS, Texts
 
 CONFIG, METRICS, REPORT = "config.yaml", "metrics.json", "report.html"
 PUBLISHED = (README, TEXTS, REPORT, CONFIG, METRICS, LEDGER)
