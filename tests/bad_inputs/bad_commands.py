@@ -18,7 +18,7 @@ def _file(content: bytes) -> dict[str, bytes]:
 
 FLAGS: list[Bad] = [
     misuse("unknown verb", "genrate -d rows.csv", "no such command 'genrate'; did you mean 'generate'?\nUsage: gradmm [OPTIONS] COMMAND; --help lists what there is"),
-    misuse("unknown verb, nothing near", "xyzzy", "no such command 'xyzzy'; known: compare, demo, doctor, evaluate, generate, preview, privacy, train\nUsage: gradmm [OPTIONS] COMMAND; --help lists what there is"),
+    misuse("unknown verb, nothing near", "xyzzy", "no such command 'xyzzy'; known: compare, demo, doctor, evaluate, generate, preview, privacy, push, report, train\nUsage: gradmm [OPTIONS] COMMAND; --help lists what there is"),
     misuse("unknown flag", f"{G} --tempalte x", "no such option: --tempalte (did you mean --template)\nUsage: gradmm generate [OPTIONS]; --help lists what there is"),
     misuse("unknown flag, nothing near", f"{G} --zzz", "no such option: --zzz\nUsage: gradmm generate [OPTIONS]; --help lists what there is"),
     misuse("unknown short flag", f"{G} -Z", "no such option: -Z\nUsage: gradmm generate [OPTIONS]; --help lists what there is"),
@@ -51,7 +51,7 @@ FLAGS: list[Bad] = [
     misuse("dtype is unknown", f"{G} --dtype float8", "model.dtype: Input should be 'float32', 'bfloat16' or 'float16' (it is 'float8')"),
     misuse("--set without =", f"{G} -s admm.rho", "--set 'admm.rho' has no '='; write it as admm.rho=0.5"),
     misuse("--set of no YAML", f"{G} -s bans.substrings=[a", "--set 'bans.substrings=[a': the value is not YAML: expected ',' or ']', but got '<stream end>' (line 1, column 3); put a word in quotes"),
-    misuse("--set of nothing", f"{G} -s =3", "unknown setting ''; known: admm, bans, block_size, class_balance, data, distance, initial, label_check, lengths, model, per_device_batch_size, pool, ..."),
+    misuse("--set of nothing", f"{G} -s =3", "unknown setting ''; known: admm, bans, block_size, class_balance, data, distance, initial, label_check, lengths, model, nearest_rows, per_device_batch_size, ..."),
     misuse("--set of an unknown setting", f"{G} -s admm.roh=1", "unknown setting 'admm.roh'; did you mean 'rho'?"),
     misuse("--set of an unknown group", f"{G} -s adm.rho=1", "unknown setting 'adm'; did you mean 'admm'?"),
     misuse("--set of a setting in a wrong group", f"{G} -s projection.rho=1", "unknown setting 'projection.rho'; did you mean 'admm.rho'?"),
@@ -152,7 +152,7 @@ FILES: list[Bad] = [
     misuse("two YAML documents", f"{G} -c run.yaml", "run.yaml: not YAML: but found another document (line 2, column 1); mend the file", **_file(b"seed: 1\n---\nseed: 2\n")),
     misuse("a setting twice in a file", f"{G} -c run.yaml", "run.yaml: not YAML: 'seed' stands there twice (line 3, column 1); mend the file", **_file(b"seed: 1\nblock_size: 3\nseed: 2\n")),
     misuse("unknown setting in a file", f"{G} -c run.yaml", "unknown setting 'admm.rhoo'; did you mean 'rho'?", **_file(b"admm: {rhoo: 1}\n")),
-    misuse("a number as a setting's name", f"{G} -c run.yaml", "unknown setting '7'; known: admm, bans, block_size, class_balance, data, distance, initial, label_check, lengths, model, per_device_batch_size, pool, ...", **_file(b"7: 1\n")),
+    misuse("a number as a setting's name", f"{G} -c run.yaml", "unknown setting '7'; known: admm, bans, block_size, class_balance, data, distance, initial, label_check, lengths, model, nearest_rows, per_device_batch_size, ...", **_file(b"7: 1\n")),
     misuse("several bad values in a file", f"{G} -c run.yaml", "block_size: Input should be greater than or equal to 1 (it is 0)\nseed: Input should be a valid integer, unable to parse string as an integer (it is 'a')", **_file(b"seed: a\nblock_size: 0\n")),
     misuse("a list for a group in a file", f"{G} -c run.yaml", "admm: Input should be a group of settings by name (it is [1, 2])", **_file(b"admm: [1, 2]\n")),
     misuse("settings nested too deep", f"{G} -c run.yaml", "run.yaml: not YAML: it is nested too deep; mend the file", **_file(b"seed: " + b"[" * 1000)),

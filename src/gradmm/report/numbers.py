@@ -8,6 +8,7 @@ from decimal import Decimal
 
 NONE = "\N{EN DASH}"
 """What stands where there is no value."""
+_LEAST = 1e-300
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -45,9 +46,12 @@ def duration(seconds: float) -> str:
 
 
 def is_wide(values: Iterable[float]) -> bool:
-    """Whether an axis with logarithmic scale shows them better: all above 0, the largest three times the least."""
+    """Whether an axis with logarithmic scale shows them better: all above 0, the largest three times the least.
+
+    Where one is so near to 0 that room beside it is 0, there is no such scale.
+    """
     known = list(values)
-    return bool(known) and min(known) > 0 and max(known) >= 3 * min(known)
+    return bool(known) and min(known) > _LEAST and max(known) >= 3 * min(known)
 
 
 def ticks(low: float, high: float, count: int = 6) -> list[float]:
