@@ -184,6 +184,7 @@ def draw(lines: list[dict[str, Any]], file: Path) -> None:
 
     found = grouped(lines)
     data = sorted({name for own in found.values() for name in own})
+    epsilons = sorted({epsilon for _, epsilon in found if not np.isinf(epsilon)})
     figure, axes = plt.subplots(1, len(data), figsize=(3.6 * len(data), 3.4), squeeze=False)
     for axis, name in zip(axes[0], data, strict=True):
         for kind, style in (("private", "o-"), ("DP-SGD", "s--")):
@@ -195,6 +196,8 @@ def draw(lines: list[dict[str, Any]], file: Path) -> None:
         for number, (what, values) in enumerate(across):
             axis.axhline(100 * float(np.mean(values)), color=f"C{number + 2}", linewidth=1, label=what)
         axis.set(xscale="log", xlabel="epsilon", ylabel="accuracy, %")
+        axis.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
+        axis.minorticks_off()
         axis.set_title(name, fontsize=9)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=4, fontsize=8)
