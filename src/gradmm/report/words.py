@@ -128,7 +128,7 @@ PROTECTED = (
     "Protected is the part that any single row of the real data had in these texts, their figures and this whole "
     "folder, against anyone who knows the program, the settings and all the other rows. Not protected are what "
     "the model knew before, what stands in the settings (label names, declared numbers of rows), what is true of "
-    "the data as a whole, someone who wrote many rows, and several runs on the same rows, whose epsilons add up."
+    "the data as a whole, someone who wrote many rows, and several runs on the same rows, whose costs compose."
 )
 NOT_PRIVATE = (
     "This run is NOT differentially private: its texts were chosen by gradients of the real rows, can give away "
