@@ -33,7 +33,7 @@ def repeat_texts(run: Texts) -> Section:
     again = command("gradmm", "generate", "--config", f"{name}/config.yaml", "-o", f"{name}-again")
     said = _SAME
     if run.is_private:
-        said = "A new run draws new noise, spends its own budget, and writes other texts; both promise less than either."
+        said = "A new run draws new noise, spends a budget of its own, and writes other texts."
     parts: list[Part] = [
         Paragraph(f"Commands are for the folder above {name}."),
         Code("Load the texts, in Python", load),

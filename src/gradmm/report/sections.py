@@ -189,8 +189,10 @@ def _selection(run: Texts) -> Section | None:
     before = [
         (name, text) for name, own in zip(run.label_names, every, strict=True) for text in own["selected_texts"]
     ]
-    folded = Folded("The selected texts, before single tokens were changed", _pairs(before, ("class", "text")))
-    parts: list[Part] = [Paragraph(note), table("Candidates, and what became of them", head, rows), folded]
+    parts: list[Part] = [Paragraph(note), table("Candidates, and what became of them", head, rows)]
+    if before:  # of a run that was published they are left out
+        told = "The selected texts, before single tokens were changed"
+        parts.append(Folded(told, _pairs(before, ("class", "text"))))
     return Section("selection", "Candidates and survivors", parts)
 
 
