@@ -160,6 +160,7 @@ def draw(lines: list[dict[str, Any]], file: Path) -> None:
                 axis.plot(x, y, style, label=solver, markersize=5)
             axis.set(yscale="log", xlabel="log-perplexity", ylabel="distance")
             axis.set_title(f"{name}, {count} per class", fontsize=9)
+            axis.set_visible(any(len(line.get_xdata()) for line in axis.lines))
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=len(labels), fontsize=8)
     figure.tight_layout(rect=(0, 0.3 / size[1], 1, 1))
