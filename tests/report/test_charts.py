@@ -14,7 +14,7 @@ from run_folders import HOSTILE
 
 from gradmm.report import charts
 from gradmm.report.charts import Bar, Series, Words
-from gradmm.report.numbers import distance, is_wide, log_ticks, significant, ticks
+from gradmm.report.numbers import at_most, distance, is_wide, log_ticks, significant, ticks
 
 WORDS = Words("Title.", "Description.", "x axis", "y axis")
 SERIES = [Series("one", [(1, 0.1), (2, 0.01)]), Series("two", [(1, 0.3), (3, 0.02)], 1)]
@@ -168,3 +168,9 @@ def test_colours_are_as_far_apart_as_wcag_aa_asks(theme: int) -> None:
     for look in range(charts.LOOKS):
         assert contrast(colours[f"c{look}"], colours["paper"]) >= 4.5, look
     assert contrast(colours["warn-rule"], colours["warn"]) >= 3
+
+
+@given(st.floats(1e-3, 100))
+def test_what_was_spent_is_never_said_to_be_less(epsilon: float) -> None:
+    said = float(at_most(epsilon))
+    assert epsilon - 1e-9 <= said <= epsilon + 1.01e-4

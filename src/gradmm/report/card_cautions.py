@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from gradmm.privacy.config import MEANINGS, UNIT
 from gradmm.report.card_sections import Lines, table
 from gradmm.report.metadata import data_name, keeps_promise
 from gradmm.report.names import code, public_name
-from gradmm.report.numbers import significant
+from gradmm.report.numbers import at_most, significant
 from gradmm.report.read import LEDGER, Texts
 
 _MEANINGS = {str(name): meaning for name, meaning in MEANINGS.items()}
@@ -57,7 +55,6 @@ def _promise(run: Texts) -> Lines:
     """Epsilon, delta, unit, relation, and all that was released."""
     spent = run.metrics["privacy"]
     relation = str(spent["neighboring_relation"])
-    epsilon = math.ceil(spent["epsilon"] * 10_000 - 1e-6) / 10_000  # not less than was spent
     accountant = code(f"{spent['accountant']} of {spent['accountant_version']}")
     releases = (
         (
@@ -69,7 +66,7 @@ def _promise(run: Texts) -> Lines:
     )
     return [
         f"This data set is differentially private with respect to the rows of {code(data_name(run))}: "
-        f"**epsilon {epsilon:g}** at **delta {spent['delta']:.3g}**.",
+        f"**epsilon {at_most(spent['epsilon'])}** at **delta {spent['delta']:.3g}**.",
         "",
         f"- **Unit**: one {UNIT}. Ten rows of one person are protected ten times less.",
         f"- **Relation**: {code(relation)}: {_MEANINGS[relation]}.",

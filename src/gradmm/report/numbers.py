@@ -21,6 +21,11 @@ def significant(value: float | None, digits: int = 3) -> str:
     return f"{Decimal(short):,f}" if 1e-7 < abs(value) < 1e12 else short
 
 
+def at_most(value: float) -> str:
+    """Four places, rounded up: what was promised or spent is never said to be less than it is."""
+    return f"{math.ceil(value * 10_000 - 1e-6) / 10_000:g}"
+
+
 def distance(value: float | None) -> str:
     """Four places, and two significant digits where these would be lost."""
     if value is None:

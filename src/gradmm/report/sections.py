@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 
+from gradmm.privacy.words import promise_line
 from gradmm.report import drawings, words
 from gradmm.report.numbers import distance, duration, fixed, percent, significant
 from gradmm.report.page import (
@@ -239,7 +240,8 @@ def _privacy(run: Texts) -> Section:
     parts: list[Part] = []
     if not told["is_private"]:
         parts.append(Caution("NOT PRIVATE: the noise was a test's, which can be repeated."))
-    said = (words.promise(told), words.spent(told), words.signal(told), words.PROTECTED)
+    promised = promise_line(told["target_epsilon"], told["delta"], told["neighboring_relation"])
+    said = (promised, words.spent(told), words.signal(told), words.PROTECTED)
     parts += [*map(Paragraph, said), *_ledger(run)]
     name = run.path.resolve().name
     parts.append(Code("Check the ledger", command("gradmm", "privacy", "verify", name)))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradmm.privacy.config import MEANINGS, UNIT
-from gradmm.report.numbers import distance, fixed, significant
+from gradmm.report.numbers import at_most, distance, fixed, significant
 from gradmm.report.read import Texts
 
 SETS = {"synthetic": "synthetic texts", "real": "real rows", "lm": "LM samples"}
@@ -78,7 +77,7 @@ def privacy_clause(run: Texts) -> str:
     if not told["is_private"]:
         return "the run is NOT private, for its noise was a test's"
     return (
-        f"the texts are differentially private: epsilon {significant(told['epsilon'])} at delta "
+        f"the texts are differentially private: epsilon {at_most(told['epsilon'])} at delta "
         f"{significant(told['delta'])}, per {told['unit']} ({told['neighboring_relation']})"
     )
 
@@ -90,22 +89,13 @@ def short_privacy(run: Texts) -> str:
     told = run.metrics["privacy"]
     if not told["is_private"]:
         return "NOT private (a test's noise)"
-    return f"epsilon {significant(told['epsilon'])}, delta {significant(told['delta'])}"
-
-
-def promise(told: dict[str, Any]) -> str:
-    """What epsilon means here."""
-    relation = told["neighboring_relation"]
-    return (
-        f"Promise: epsilon {told['target_epsilon']:g}, delta {told['delta']:.3g}, per {UNIT}, {relation}: "
-        f"{MEANINGS[relation]}."
-    )
+    return f"epsilon {at_most(told['epsilon'])}, delta {significant(told['delta'])}"
 
 
 def spent(told: dict[str, Any]) -> str:
     """The budget against what was spent."""
     return (
-        f"Spent: epsilon {told['epsilon']:.4f} of {told['target_epsilon']:g}, computed by "
+        f"Spent: epsilon {at_most(told['epsilon'])} of {told['target_epsilon']:g}, computed by "
         f"{told['accountant'].upper()} ({told['accountant_version']}); making, choosing and measuring texts from "
         "what was released costs nothing more."
     )
