@@ -11,8 +11,8 @@ import pytest
 
 from gradmm import notebook
 from gradmm.errors import ConfigError
+from gradmm.found import Written
 from gradmm.result import Result, make_dataset
-from gradmm.search import Written
 
 NAMES = ("<b>bad</b>", "good\u202e")
 METRICS: dict[str, Any] = {

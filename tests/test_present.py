@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from gradmm.doctor import Finding
+from gradmm.found import Written
 from gradmm.present import printable, show_findings, show_measures, show_result, show_texts
 from gradmm.result import Result, make_dataset
-from gradmm.search import Written
 
 NASTY = {
     "a\x1b[31mred\x1b[0m": r"a\x1b[31mred\x1b[0m",

@@ -27,11 +27,11 @@ from gradmm.config import load_settings
 from gradmm.data.sources import DataConfig, load_data
 from gradmm.data.task import BoundTask
 from gradmm.errors import ConfigError, DataError, GradmmError
+from gradmm.found import Written
 from gradmm.labelling import label_log_probs
 from gradmm.loading import save_pretrained
 from gradmm.models import LanguageModel, load_model
 from gradmm.result import make_dataset, write_result
-from gradmm.search import Written
 from gradmm.store import RunFolder
 from gradmm.training.finetune import FineTuner, TrainConfig
 from gradmm.training_config import TrainRunConfig

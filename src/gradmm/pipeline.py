@@ -31,6 +31,7 @@ from gradmm.data.presets import get_task
 from gradmm.data.sources import DataConfig, DataSource, LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
 from gradmm.environment import describe_environment
+from gradmm.found import Found, as_found
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
 from gradmm.measures import Measured, measure
@@ -41,7 +42,7 @@ from gradmm.private_run import PrivateRelease, check_complete, named, refuse, re
 from gradmm.progress import Reporter, Stage, log, logging_to, unsaid
 from gradmm.result import Result, make_dataset, read_result, texts_of_run, write_result
 from gradmm.rounds import WRITER, write_rounds
-from gradmm.search import Found, Search, Sources, as_found
+from gradmm.search import Search, Sources
 from gradmm.store import LOG, TEXT_FILES, Resume, RunFolder, as_json
 from gradmm.yamlfiles import to_yaml
 

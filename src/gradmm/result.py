@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from gradmm import notebook
 from gradmm.errors import DataError
-from gradmm.search import Written
+from gradmm.found import Written
 from gradmm.store import FINGERPRINT, RunFolder, as_json
 
 if TYPE_CHECKING:

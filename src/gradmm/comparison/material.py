@@ -23,13 +23,14 @@ from gradmm.comparison.coresets import features
 from gradmm.config import GenerateConfig
 from gradmm.data.rows import LabelledData
 from gradmm.data.task import BoundTask
+from gradmm.found import Seen
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.progress import Shown, Stage
 from gradmm.rounds import WRITER, write_rounds
-from gradmm.search import Search, Seen
+from gradmm.search import Search
 from gradmm.seeds import make_generator
 from gradmm.solvers.pool import Candidate
 
