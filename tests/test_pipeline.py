@@ -132,8 +132,20 @@ def test_the_data_set_is_labelled_text(finished: Result) -> None:
 
 def test_the_metrics_say_what_was_made_and_how(finished: Result) -> None:
     metrics = finished.metrics
-    parts = {"solver", "synthetic", "steps", "references", "search", "stops", "seconds", "trace", "figures"}
+    parts = {
+        "solver",
+        "synthetic",
+        "steps",
+        "references",
+        "form",
+        "search",
+        "stops",
+        "seconds",
+        "trace",
+        "figures",
+    }
     assert set(metrics) == parts
+    assert metrics["form"] is None
     assert (metrics["solver"], metrics["steps"], metrics["search"]) == ("admm", {}, [])
     measures = {"texts", "distance", "class_distances", "log_perplexity", "distinct_2", "tokens"}
     assert set(metrics["synthetic"]) == measures | {"retokenised_differently"}

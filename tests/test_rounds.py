@@ -13,6 +13,7 @@ import pytest
 from gradmm import rounds
 from gradmm.errors import ConfigError
 from gradmm.pipeline import generate
+from gradmm.solvers.forms import Form
 from gradmm.training.writer import tune_writer
 from test_pipeline import DATA_FILES, Interrupting, data_bytes, figures, files, tiny_data
 from test_search import config
@@ -58,7 +59,7 @@ def test_rounds_share_the_pool_and_the_writer_is_tuned_between_them(
     assert 1 <= len(first) <= 4 and len(first) <= len(second) <= 8  # of 8 and 16 candidates, half
     assert Counter(result.dataset["label"]) == {0: 2, 1: 2}
     assert set(result.dataset["source"]) <= {"lm", "writer"}
-    assert list(result.metrics["seconds"]) == ["pool", "target", "writer", "search", "measure"]
+    assert list(result.metrics["seconds"]) == ["pool", "target", "form", "writer", "search", "measure"]
 
 
 def test_one_round_is_the_lm_alone(tiny_lm: Any, lessons: list[list[Any]]) -> None:
@@ -78,13 +79,29 @@ def test_the_writer_learns_what_selection_chooses_as_it_would_write_it(
 ) -> None:
     """With a share that leaves exactly as many as are asked for, the first lesson is a run of one round."""
     lm = tiny_lm("gpt2")
-    alone = make(lm, pool={"texts_per_text": 3}, writer={"rounds": 1})
-    make(lm, pool={"texts_per_text": 6}, writer={"rounds": 2, "share": 1 / 3})
+    forms = ["as_written"]
+    alone = make(lm, pool={"texts_per_text": 3, "forms": forms}, writer={"rounds": 1})
+    make(lm, pool={"texts_per_text": 6, "forms": forms}, writer={"rounds": 2, "share": 1 / 3})
     texts = [lm.tokenizer.decode(text) for _, text in lessons[0]]
     assert sorted(text.strip() for text in texts) == sorted(alone.dataset["text"])
     assert all(text.startswith(" ") for text in texts)
     prompts = {lm.tokenizer.decode(prompt) for prompt, _ in lessons[0]}
     assert {prompt[-len("movie review:") :] for prompt in prompts} == {"movie review:"} and len(prompts) == 2
+
+
+def test_the_writer_learns_texts_as_they_were_before_they_took_their_form(
+    tiny_lm: Any, lessons: list[list[Any]]
+) -> None:
+    """A writer that learned texts without an end would never end one."""
+    lm = tiny_lm("gpt2")
+    form = Form("lowercase+no_final_punctuation")
+    pool = {"texts_per_text": 3, "forms": [form.name]}
+    alone = make(lm, pool=pool, writer={"rounds": 1})
+    make(lm, pool=pool | {"texts_per_text": 6}, writer={"rounds": 2, "share": 1 / 3})
+    texts = [lm.tokenizer.decode(text).strip() for _, text in lessons[0]]
+    assert sorted(map(form, texts)) == sorted(alone.dataset["text"])
+    assert any(form(text) != text for text in texts)
+    assert all(form(text) == text for text in alone.dataset["text"])
 
 
 def test_wherever_rounds_are_interrupted_they_end_the_same(tiny_lm: Any, tmp_path: Path) -> None:
@@ -105,8 +122,8 @@ def test_wherever_rounds_are_interrupted_they_end_the_same(tiny_lm: Any, tmp_pat
 def test_a_round_that_is_written_is_not_tuned_for_again(
     tiny_lm: Any, lessons: list[list[Any]], tmp_path: Path
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):  # after pool (2), target (2 classes), writer (4 chunks)
-        make(tiny_lm("gpt2"), tmp_path / "run", Interrupting(9))
+    with pytest.raises(KeyboardInterrupt):  # after pool (2), target (2 classes), form (7), writer (4 chunks)
+        make(tiny_lm("gpt2"), tmp_path / "run", Interrupting(16))
     assert len(lessons) == 2
     make(tiny_lm("gpt2"), tmp_path / "run")
     assert len(lessons) == 2

@@ -37,6 +37,8 @@ class Found:
     """Per class, what `metrics.json` keeps of the search."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Per class, the objective: of every exchange, and of what was judged in refinement."""
+    form: dict[str, Any] | None = None
+    """The form of writing, and what was known of every one that was tried."""
     retokenised: int = 0
     """Texts whose tokens, as a user's trainer sees them, are not those that were optimised."""
 
@@ -52,12 +54,8 @@ class Seen:
     nll_N: Tensor
     """Log-perplexity, float64; zeros where it does not count."""
     kernel: FactorKernel
-
-    @property
-    def nll_free(self) -> float:
-        """Mean of the LM's own samples, which is readable enough; of all candidates where there are none."""
-        own = [i for i, candidate in enumerate(self.pool) if candidate.source == "lm"]
-        return float((self.nll_N[own] if own else self.nll_N).mean())
+    nll_free: float
+    """Log-perplexity that costs nothing: mean of the LM's own samples; of all candidates where there are none."""
 
 
 def as_found(made: Made) -> Found:

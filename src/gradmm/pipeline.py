@@ -1,6 +1,6 @@
 """The page to read first: how a data set is made.
 
-    load -> pool -> space -> target -> admm | write on, select and refine -> measure -> write
+    load -> pool -> space -> target -> admm | form, write on, select and refine -> measure -> write
 
 Only `_release` and `_references` see real rows; the solvers get a `ReleasedTarget`. With privacy it is the release
 alone, with noise (`private_run`): every other look at the rows is refused or left out. A run that is interrupted
@@ -31,6 +31,7 @@ from gradmm.data.presets import get_task
 from gradmm.data.sources import DataConfig, DataSource, LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
 from gradmm.environment import describe_environment
+from gradmm.forming import ChosenForm, choose_form
 from gradmm.found import Found, as_found
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
@@ -43,6 +44,7 @@ from gradmm.progress import Reporter, Stage, log, logging_to, unsaid
 from gradmm.result import Result, make_dataset, read_result, texts_of_run, write_result
 from gradmm.rounds import WRITER, write_rounds
 from gradmm.search import Search, Sources
+from gradmm.solvers.forms import Form
 from gradmm.store import LOG, TEXT_FILES, Resume, RunFolder, as_json
 from gradmm.yamlfiles import to_yaml
 
@@ -155,6 +157,7 @@ class _Run:
                 "synthetic": asdict(own.measures) | {"retokenised_differently": found.retokenised},
                 "steps": {name: asdict(one.measures) for name, one in steps.items()},
                 "references": {name: asdict(one.measures) for name, (_, one) in references.items()},
+                "form": found.form,
                 "search": found.figures,
                 "stops": made.stops if made else [],
                 "seconds": self.seconds,
@@ -197,19 +200,29 @@ class _Run:
         sources = [("admm", made.texts)] if made else []
         labels = range(len(self.runner.counts))
         sources += [(name, [own.texts_of(label) for label in labels]) for name, own in self.brought.items()]
-        sources.append((WRITER, self._more(target, lm_texts, sources)))
+        chosen = self._form(target, lm_texts)
+        sources.append((WRITER, self._more(target, lm_texts, sources, chosen.form)))
         with self._stage("search", sum(self.runner.counts), "texts") as stage:
-            pools = self.search.pool(lm_texts, sources)
-            found = self.search.run(target, pools, self.folder, stage)
-        return replace(found, before=({"admm": made.texts} if made else {}) | found.before)
+            pools = self.search.pool(lm_texts, sources, chosen.form)
+            found = self.search.run(target, pools, chosen.form, self.folder, stage)
+        return replace(found, before=({"admm": made.texts} if made else {}) | found.before, form=asdict(chosen))
 
-    def _more(self, target: ReleasedTarget, lm_texts: list[list[str]], sources: Sources) -> list[list[str]]:
+    def _form(self, target: ReleasedTarget, lm_texts: list[list[str]]) -> ChosenForm:
+        forms = self.config.pool.forms
+        if len(forms) == 1:
+            return ChosenForm(forms[0], {})
+        with self._stage("form", len(forms), "forms") as stage:
+            return choose_form(self.search, target, lm_texts, self.folder, stage)
+
+    def _more(
+        self, target: ReleasedTarget, lm_texts: list[list[str]], sources: Sources, form: Form
+    ) -> list[list[str]]:
         """What the writer adds to the pool, tuned round by round on what was chosen."""
         total = sum(self.search.round_counts) * (self.config.writer.rounds - 1)
         if not total:
             return [[] for _ in lm_texts]
         with self._stage("writer", total, "texts") as stage:
-            return write_rounds(self.search, target, lm_texts, sources, self.folder, stage)
+            return write_rounds(self.search, target, lm_texts, sources, form, self.folder, stage)
 
     def _release(self, space: Space, lm_texts: list[list[str]]) -> ReleasedTarget:
         """The mean gradients of the real rows, each computed once per run and read from the run folder."""

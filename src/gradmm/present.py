@@ -54,6 +54,11 @@ def show_measures(console: Console, metrics: dict[str, Any]) -> None:
             f"{name} {row['distance']:.4f} / {row['log_perplexity']:.2f}" for name, row in steps.items()
         )
         console.print(Text(f"Step by step (distance / log-perplexity): {bought}"), soft_wrap=True)
+    form = metrics.get("form")
+    if form is not None and form["objectives"]:
+        console.print(
+            Text(f"Form of writing: {form['name']}, the best of {len(form['objectives'])} that were tried.")
+        )
     if private is not None:
         console.print(Text(_privacy_line(private)), soft_wrap=True)
     differ, count = metrics["synthetic"]["retokenised_differently"], metrics["synthetic"]["texts"]

@@ -19,6 +19,7 @@ from gradmm.gradients.target import ReleasedTarget
 from gradmm.progress import Stage
 from gradmm.search import Search, Sources
 from gradmm.seeds import make_generator
+from gradmm.solvers.forms import Form
 from gradmm.training.writer import Example, tune_writer
 
 WRITER = "writer"  # how its texts are marked
@@ -31,6 +32,7 @@ def write_rounds(
     target: ReleasedTarget,
     lm_texts: Sequence[Sequence[str]],
     sources: Sources,
+    form: Form,
     folder: Checkpoints,
     stage: Stage,
 ) -> list[list[str]]:
@@ -41,6 +43,7 @@ def write_rounds(
         target: what to come near to.
         lm_texts: the first round's, which the LM wrote as it is.
         sources: other candidates.
+        form: what candidates take before they are chosen; the writer learns them as they were written.
         folder: keeps what is written.
         stage: is told of every text.
 
@@ -51,7 +54,7 @@ def write_rounds(
     written: list[list[str]] = [[] for _ in lm_texts]
     for number in range(1, search.config.writer.rounds):
         candidates = [*sources, (WRITER, written)]
-        one = _Round(search, target, lm_texts, candidates, number, folder)
+        one = _Round(search, target, lm_texts, candidates, form, number, folder)
         written = [[*own, *one.write(label, stage)] for label, own in enumerate(written)]
     return written
 
@@ -65,11 +68,12 @@ class _Round:
         target: ReleasedTarget,
         lm_texts: Sequence[Sequence[str]],
         sources: Sources,
+        form: Form,
         number: int,
         folder: Checkpoints,
     ) -> None:
         self.search, self.target, self.lm_texts, self.sources = search, target, lm_texts, sources
-        self.number, self.folder = number, folder
+        self.form, self.number, self.folder = form, number, folder
 
     def write(self, label: int, stage: Stage) -> list[str]:
         """A class's texts, chunk by chunk."""
@@ -100,10 +104,10 @@ class _Round:
     def _choose(self) -> list[list[str]]:
         """Per class, the candidates whose mean gradient is nearest to the target."""
         search, found = self.search, []
-        pools = search.pool(self.lm_texts, self.sources, fewest=1)
+        pools = search.pool(self.lm_texts, self.sources, self.form, fewest=1)
         for label, checked in enumerate(search.checked(pools)):
             count = max(_FEWEST, min(_MOST, round(search.config.writer.share * len(checked.pool))))
             seen = search.look_at(label, checked.pool, checked.score_N, self.target.space)
             chosen = search.select(seen, self.target, min(count, len(checked.pool)))
-            found.append([seen.pool[i].text for i in sorted(chosen.indices)])
+            found.append([seen.pool[i].written for i in sorted(chosen.indices)])
         return found

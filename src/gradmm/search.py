@@ -29,6 +29,7 @@ from gradmm.gradients.target import ReleasedTarget
 from gradmm.labelling import calibrated, label_log_probs
 from gradmm.progress import Stage
 from gradmm.seeds import make_generator
+from gradmm.solvers.forms import Form
 from gradmm.solvers.initial import write_texts
 from gradmm.solvers.pool import Candidate, Pool, fit
 from gradmm.solvers.refinement import FRESH, RefinementState, Refiner
@@ -139,6 +140,7 @@ class Search:
         self,
         lm_texts: Sequence[Sequence[str]],
         sources: Sources,
+        form: Form = Form(),
         fewest: int | None = None,
     ) -> list[list[Candidate]]:
         """Candidates per class: of each source in turn, then of the LM.
@@ -146,6 +148,7 @@ class Search:
         Args:
             lm_texts: per class, what the LM wrote.
             sources: other candidates.
+            form: what all of them take.
             fewest: candidates that a class must have; None means as many as texts are asked for.
 
         Raises:
@@ -155,8 +158,8 @@ class Search:
         for label, (count, name) in enumerate(zip(self.runner.counts, self.task.task.label_names, strict=True)):
             pool = Pool(self.config.pool.near_duplicate)
             for source, texts in [*sources, ("lm", lm_texts)]:
-                fitted = (self._fit(text) for text in texts[label])
-                pool.add((text for text in fitted if text is not None), source)
+                formed = ((self._fit(text, form), text) for text in texts[label])
+                pool.add_formed(((text, written) for text, written in formed if text is not None), source)
             if len(pool.candidates) < (count if fewest is None else fewest):
                 raise DataError(
                     f"class {name!r} has {len(pool.candidates)} different candidates for {count} texts; raise "
@@ -165,8 +168,12 @@ class Search:
             found.append(sorted(pool.candidates, key=lambda candidate: candidate.text))
         return found
 
-    def _fit(self, text: str) -> str | None:
-        return fit(self.task, text, self.runner.allowed_V, self.config.lengths.max_tokens)
+    def _fit(self, text: str, form: Form) -> str | None:
+        """Cut before and after: a text may have more tokens in its form."""
+        allowed_V, most = self.runner.allowed_V, self.config.lengths.max_tokens
+        kept = fit(self.task, text, allowed_V, most)
+        formed = "" if kept is None else form(kept)
+        return kept if formed == kept else fit(self.task, formed, allowed_V, most)
 
     def check_labels(self, pools: Sequence[Sequence[Candidate]]) -> list[Tensor]:
         """Calibrated probability of the own label of every candidate, per class (N)."""
@@ -190,15 +197,20 @@ class Search:
     # ---- the set
 
     def run(
-        self, target: ReleasedTarget, pools: Sequence[Sequence[Candidate]], folder: Checkpoints, stage: Stage
+        self,
+        target: ReleasedTarget,
+        pools: Sequence[Sequence[Candidate]],
+        form: Form,
+        folder: Checkpoints,
+        stage: Stage,
     ) -> Found:
-        """Selects and refines every class's set."""
+        """Selects and refines every class's set, whose texts keep their form."""
         made = list[dict[str, Any]]()
         for label, checked in enumerate(self.checked(pools)):
             name = f"set-{label:06d}"
             kept = folder.load_state(name)
             if kept is None:
-                kept = {}, self._make(target, label, checked, folder, stage)
+                kept = {}, self._make(target, label, checked, form, folder, stage)
                 folder.save_state(name, *kept)
             stage.advance(self.runner.counts[label])
             made.append(kept[1])
@@ -211,7 +223,13 @@ class Search:
         return Found(texts, before, [own["figures"] for own in made], [own["history"] for own in made])
 
     def _make(
-        self, target: ReleasedTarget, label: int, checked: Checked, folder: Checkpoints, stage: Stage
+        self,
+        target: ReleasedTarget,
+        label: int,
+        checked: Checked,
+        form: Form,
+        folder: Checkpoints,
+        stage: Stage,
     ) -> dict[str, Any]:
         """One class: survivors of the label check, selection, refinement; what the run folder keeps of it."""
         count, settings = self.runner.counts[label], self.config.selection
@@ -220,7 +238,7 @@ class Search:
         chosen = self.select(seen, target, count)
         order = sorted(chosen.indices)
         selected = [seen.pool[i].text for i in order]
-        state = self.refine(target, label, selected, seen.nll_free, folder, stage)
+        state = self.refine(target, label, selected, seen.nll_free, form, folder, stage)
         weights = self._weights(target, label, state.texts) if settings.weights else [1.0] * count
         texts = [
             Written(
@@ -273,7 +291,8 @@ class Search:
         if self.config.selection.nll_weight or self.config.refinement.nll_weight:
             nll = log_perplexity(self.lm, self.task.texts_ids(texts), self.runner.limit)
             nll_N = torch.tensor(nll, dtype=torch.float64).nan_to_num()
-        return Seen(label, list(pool), score_N, nll_N, kernel)
+        own = [i for i, candidate in enumerate(pool) if candidate.source == "lm"]
+        return Seen(label, list(pool), score_N, nll_N, kernel, float((nll_N[own] if own else nll_N).mean()))
 
     def select(self, seen: Seen, target: ReleasedTarget, count: int) -> Selected:
         """The set of candidates that is best for a target in the space that they were seen in."""
@@ -311,6 +330,7 @@ class Search:
         label: int,
         texts: list[str],
         nll_free: float,
+        form: Form,
         folder: Checkpoints,
         stage: Stage,
     ) -> RefinementState:
@@ -327,6 +347,7 @@ class Search:
             runner.limit,
             lambda *purpose: make_generator(config.seed, "refine", *purpose),
             nll_free,
+            form,
         )
         name = f"refined-{label:06d}"
         kept = folder.load_state(name)

@@ -23,6 +23,7 @@ from gradmm.comparison.coresets import features
 from gradmm.config import GenerateConfig
 from gradmm.data.rows import LabelledData
 from gradmm.data.task import BoundTask
+from gradmm.forming import choose_form
 from gradmm.found import Seen
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
@@ -32,6 +33,7 @@ from gradmm.progress import Shown, Stage
 from gradmm.rounds import WRITER, write_rounds
 from gradmm.search import Search
 from gradmm.seeds import make_generator
+from gradmm.solvers.forms import Form
 from gradmm.solvers.pool import Candidate
 
 Need = Literal[
@@ -78,6 +80,7 @@ class Material:
     """What each shared part took to compute."""
     _seen: dict[tuple[str, int], Seen] = field(default_factory=dict)
     _pools: dict[str, list[list[Candidate]]] = field(default_factory=dict)
+    _forms: dict[str, Form] = field(default_factory=dict)
     _scores: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def prepare(self, needs: Sequence[Need]) -> float:
@@ -168,8 +171,9 @@ class Material:
         """`pools`, and what the writer wrote towards a target; from now on `kind` of `seen` and `select`."""
         if kind not in self._pools:
             search, folder = self.search(self.budget), Within(self.folder, kind)
-            written = write_rounds(search, target, self.lm_texts, [], folder, self.stage)
-            self._pools[kind] = search.pool(self.lm_texts, [(WRITER, written)])
+            form = choose_form(search, target, self.lm_texts, folder, self.stage).form
+            written = write_rounds(search, target, self.lm_texts, [], form, folder, self.stage)
+            self._pools[kind], self._forms[kind] = search.pool(self.lm_texts, [(WRITER, written)], form), form
             self._scores[kind] = search.check_labels(self._pools[kind])
         return self._pools[kind]
 
@@ -209,8 +213,8 @@ class Material:
         search, folder = self.search(len(texts[0])), Within(self.folder, name)
         found = []
         for label, own in enumerate(texts):
-            free = self.seen("grown", label).nll_free
-            found.append(search.refine(target, label, list(own), free, folder, self.stage).texts)
+            free, form = self.seen("grown", label).nll_free, self._forms["grown"]
+            found.append(search.refine(target, label, list(own), free, form, folder, self.stage).texts)
         return found
 
     @cached_property

@@ -190,6 +190,12 @@ def _selection(run: Texts) -> Section | None:
     before = [
         (name, text) for name, own in zip(run.label_names, every, strict=True) for text in own["selected_texts"]
     ]
+    form = run.metrics.get("form")
+    if form is not None and form["objectives"]:
+        note += (
+            f" All candidates took the form of writing {form['name']}: of {len(form['objectives'])} that were "
+            "tried, texts of the model came nearest to the target in it."
+        )
     parts: list[Part] = [Paragraph(note), table("Candidates, and what became of them", head, rows)]
     if before:  # of a run that was published they are left out
         told = "The selected texts, before single tokens were changed"

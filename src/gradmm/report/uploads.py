@@ -137,6 +137,8 @@ def _figures(metrics: Mapping[str, Any]) -> str:
     kept: dict[str, Any] = {"solver": str(metrics["solver"]), "synthetic": _only(_SET, metrics["synthetic"])}
     for group, names in (("steps", ("admm", "selected")), ("references", ("real", "lm"))):
         kept[group] = {name: _only(_SET, metrics[group][name]) for name in names if name in metrics[group]}
+    if metrics.get("form"):
+        kept["form"] = {"name": str(metrics["form"]["name"])}
     if "privacy" in metrics:
         kept["privacy"] = _only(_PRIVACY, metrics["privacy"])
     return json.dumps(kept, indent=2, allow_nan=False) + "\n"

@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from gradmm.data.task import BoundTask
+from gradmm.solvers.forms import AS_WRITTEN, Form
 
 _SPACES = re.compile(r"\s+")
 _UNREADABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff]")
@@ -44,6 +45,26 @@ class PoolConfig(BaseModel):
     """Labelled files, folders or runs whose texts are candidates too."""
     near_duplicate: float = Field(0.8, gt=0, le=1)
     """Of two texts that share this part of their words (Jaccard index of word pairs) or more, one is kept."""
+    forms: tuple[str, ...] = Field(
+        (
+            AS_WRITTEN,
+            "lowercase",
+            "no_final_punctuation",
+            "lowercase+no_final_punctuation",
+            "lowercase+no_punctuation",
+            "spaced_punctuation",
+            "lowercase+spaced_punctuation",
+        ),
+        min_length=1,
+    )
+    """Forms of writing that are tried; all candidates take the one in which they come nearest to the target."""
+
+    @field_validator("forms")
+    @classmethod
+    def _known(cls, forms: tuple[str, ...]) -> tuple[str, ...]:
+        for name in forms:
+            Form(name)
+        return forms
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,8 @@ class Candidate:
     text: str
     source: str
     """`admm`, `lm`, `writer`, or the name of a file."""
+    written: str = ""
+    """What it was before it took its form."""
 
 
 def clean(text: str) -> str:
@@ -140,7 +163,11 @@ class Pool:
 
     def add(self, texts: Iterable[str], source: str) -> None:
         """Adds texts; of those that are alike, none more than once."""
-        self._added += [Candidate(text, source) for text in texts]
+        self.add_formed(((text, text) for text in texts), source)
+
+    def add_formed(self, pairs: Iterable[tuple[str, str]], source: str) -> None:
+        """Adds texts, each with what it was before it took its form."""
+        self._added += [Candidate(text, source, written) for text, written in pairs]
         self._kept = None
 
     @property

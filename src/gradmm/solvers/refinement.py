@@ -31,6 +31,7 @@ from gradmm.gradients.factors import Factors, Inner, join_sets, label_factors
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
+from gradmm.solvers.forms import Form
 
 FRESH = 10  # steps after which everything is computed anew; a state kept at such a step goes on to the same end
 _GAIN = 1e-9  # what a change has to gain to be more than rounding
@@ -117,6 +118,7 @@ class Refiner:
         limit: texts that go through the model at once.
         make_generator: a random generator for a purpose.
         nll_free: mean log-perplexity of a set that costs nothing.
+        form: of the texts, which changed ones keep.
     """
 
     def __init__(
@@ -131,8 +133,9 @@ class Refiner:
         limit: BatchLimit,
         make_generator: Callable[..., torch.Generator],
         nll_free: float = 0.0,
+        form: Form = Form(),
     ) -> None:
-        self.nll_free = nll_free
+        self.nll_free, self.form = nll_free, form
         self.lm, self.task, self.label, self.config = lm, task, label, config
         self.limit, self.make_generator = limit, make_generator
         self.target, self.space = target.classes[label], target.space
@@ -219,7 +222,7 @@ class Refiner:
         for (i, t, row), logits_V in zip(usable, logits_KV, strict=True):
             logits_V[row[t]] = -torch.inf
             for token in self._draw(logits_V, generator):
-                text = self.task.decode([*row[:t], token, *row[t + 1 :]])
+                text = self.form(self.task.decode([*row[:t], token, *row[t + 1 :]]))
                 if text and text not in seen:
                     seen.add(text)
                     drawn.append((i, len(row), text))

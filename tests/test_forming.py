@@ -1,0 +1,68 @@
+"""The form of writing: found from the target, one for all classes, kept by all that is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradmm import forming
+from gradmm.data.sources import load_data
+from gradmm.pipeline import generate
+from gradmm.solvers.forms import Form
+from gradmm.solvers.pool import PoolConfig
+from test_pipeline import DATA_FILES, Interrupting, data_bytes, figures, files, tiny_data
+from test_search import config
+
+SOME = ["as_written", "lowercase+no_punctuation", "lowercase+spaced_punctuation"]
+
+
+SENTENCES = {"min_tokens": 6, "max_tokens": 24}
+
+
+def make(lm: Any, data: Any, *given: Any, lengths: Any = None, **pool: Any) -> Any:
+    changes = {"pool": {"texts_per_text": 12} | pool} | ({"lengths": lengths} if lengths else {})
+    return generate(lm, "sst2", data, config(**changes), *given)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_the_form_of_the_real_rows_is_found(demo_lm: Any, name: str) -> None:
+    rows = load_data("demo")
+    formed = [{"text": Form(name)(text), "label": c} for c in (0, 1) for text in rows.texts_of(c)[:40]]
+    result = make(demo_lm, formed, lengths=SENTENCES, forms=SOME, texts_per_text=16)
+    form = result.metrics["form"]
+    assert form["name"] == name
+    assert min(form["objectives"], key=form["objectives"].get) == name and set(form["objectives"]) == set(SOME)
+    assert all(Form(name)(text) == text for text in result.dataset["text"])  # refined ones among them
+
+
+def test_a_form_that_is_alone_is_taken_without_a_look(demo_lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forming, "_compare", lambda *_: pytest.fail("nothing to compare"))
+    result = make(demo_lm, tiny_data(), forms=["lowercase+no_punctuation"])
+    assert result.metrics["form"] == {"name": "lowercase+no_punctuation", "objectives": {}}
+    assert all(text == text.lower() and "." not in text for text in result.dataset["text"])
+    assert "form" not in result.metrics["seconds"]
+
+
+def test_a_form_that_texts_cannot_take_is_not_chosen(tiny_lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts that are all alike in a form are too few to select from."""
+    monkeypatch.setattr("gradmm.solvers.forms.STEPS", {"lowercase": lambda text: "The same."})
+    result = make(tiny_lm("gpt2"), tiny_data(), forms=["lowercase", "as_written"])
+    assert result.metrics["form"]["name"] == "as_written"
+    assert result.metrics["form"]["objectives"]["lowercase"] is None
+
+
+def test_wherever_a_run_is_interrupted_it_takes_the_same_form(
+    tiny_lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny_lm("gpt2")
+    make(lm, tiny_data(), tmp_path / "whole")
+    advances = 4 + len(PoolConfig().forms) + 1  # behind pool, target and form
+    with pytest.raises(KeyboardInterrupt):
+        make(lm, tiny_data(), tmp_path / "run", Interrupting(advances))
+    assert not set(DATA_FILES) & files(tmp_path / "run")
+    monkeypatch.setattr(forming, "_compare", lambda *_: pytest.fail("it is kept"))
+    make(lm, tiny_data(), tmp_path / "run")
+    assert data_bytes(tmp_path / "run") == data_bytes(tmp_path / "whole")
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
