@@ -41,6 +41,19 @@ def draw_slowly(probabilities, uniform, top_p):
     return nucleus[-1]
 
 
+def draw_by_rejection_slowly(probabilities, uniforms, top_p):
+    """The first draw from all that is in the nucleus; the last number draws from the nucleus itself."""
+    total = sum(probabilities)
+    for uniform in uniforms[:-1]:
+        below, token = 0.0, -1
+        while below <= uniform * total:
+            token += 1
+            below += probabilities[token]
+        if sum(p for p in probabilities if p > probabilities[token]) < top_p:
+            return token
+    return draw_slowly(probabilities, uniforms[-1], top_p)
+
+
 def half_squared_distance(metric, vector, embedding):
     """Between the vectors, or for the cosine between their directions, where it is 1 - cos."""
     vector, embedding = vector.double(), embedding.double()

@@ -10,7 +10,7 @@ from gradmm.decoding import PromptCache, decode, draw, log_perplexity, sample
 from gradmm.errors import ConfigError
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
-from solver_oracles import decode_slowly, draw_slowly, log_perplexity_slowly
+from solver_oracles import decode_slowly, draw_by_rejection_slowly, log_perplexity_slowly
 
 PROMPTS = [[40, 7, 9, 30], [5, 6, 7, 8, 9, 10, 11], [30, 9, 7, 40], [3]]  # lengths 4, 7, 4 and 1: three groups
 LABELS = [2, 1, 0, 3, 0, 1, 2, 0]
@@ -152,15 +152,15 @@ def test_a_prompt_may_fill_the_context(tiny_lm):
         PromptCache(lm, [[5], [5] * 129])
 
 
-def test_sampling_is_the_inverse_cdf_of_each_texts_own_numbers(tiny_lm):
+def test_sampling_draws_by_each_texts_own_numbers(tiny_lm):
     lm = tiny_lm("gemma2")
     allowed_V = torch.arange(lm.vocab_size) % 3 > 0
     fast = sample(PromptCache(lm, PROMPTS), torch.tensor(LABELS), 5, allowed_V, seeded(), 0.7, 0.8)
-    uniform_NT = torch.rand(len(LABELS), 5, generator=seeded()).tolist()
+    uniform_NTR = torch.rand(len(LABELS), 5, 4, generator=seeded()).tolist()
 
     def slowly(t, row, logits):
         weights = torch.softmax(logits.double() / 0.7, -1) * allowed_V
-        token = draw_slowly((weights / weights.sum()).tolist(), uniform_NT[row][t], 0.8)
+        token = draw_by_rejection_slowly((weights / weights.sum()).tolist(), uniform_NTR[row][t], 0.8)
         return token, token
 
     assert fast.tolist() == decode_slowly(lm, PROMPTS, LABELS, 5, slowly)
@@ -191,34 +191,39 @@ def test_sampling_without_temperature_is_greedy(tiny_lm):
     assert not torch.equal(cold, sample(cache, labels, 6, allowed_V, seeded()))
 
 
+@pytest.mark.parametrize("tries", [1, 2, 4])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.05])
-def test_draw_is_the_inverse_cdf(top_p):
+def test_draw_keeps_the_first_token_of_the_nucleus(top_p, tries):
     probabilities_NV = torch.softmax(2 * torch.randn(300, 40, generator=seeded()), -1)
-    uniform_N = torch.rand(300, generator=seeded(1))
-    pairs = zip(probabilities_NV.tolist(), uniform_N.tolist(), strict=True)
-    slow = [draw_slowly(row, uniform, top_p) for row, uniform in pairs]
-    assert draw(probabilities_NV, uniform_N, top_p).tolist() == slow
+    uniform_NR = torch.rand(300, tries, generator=seeded(1))
+    pairs = zip(probabilities_NV.tolist(), uniform_NR.tolist(), strict=True)
+    slow = [draw_by_rejection_slowly(row, uniforms, top_p) for row, uniforms in pairs]
+    assert draw(probabilities_NV, uniform_NR, top_p).tolist() == slow
 
 
-def test_the_nucleus_is_the_smallest_set_with_the_mass():
+@pytest.mark.parametrize("tries", [1, 3])
+def test_the_nucleus_is_the_smallest_set_with_the_mass(tries):
     probabilities_V = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
-    uniform_N = torch.linspace(0, 1 - 2**-24, 500)
+    uniform_NR = torch.linspace(0, 1 - 2**-24, 500)[:, None].expand(-1, tries)
     for top_p, nucleus in {0.3: {1}, 0.5: {1, 3}, 0.7: {1, 3, 4}, 0.9: {1, 3, 4, 0}, 1.0: {0, 1, 2, 3, 4}}.items():
-        assert set(draw(probabilities_V.expand(500, -1), uniform_N, top_p).tolist()) == nucleus
-
-
-def test_draw_never_gives_a_token_without_probability():
-    logits_NV = 3 * torch.randn(200, 5000, generator=seeded())
-    probabilities_NV = torch.softmax(logits_NV.masked_fill(logits_NV < 0, -torch.inf), -1)
-    for uniform in (0.0, 1 - 2**-24):  # the ends of what torch.rand returns
-        drawn = draw(probabilities_NV, torch.full((200,), uniform))
-        assert bool((probabilities_NV.gather(1, drawn[:, None]) > 0).all())
+        assert set(draw(probabilities_V.expand(500, -1), uniform_NR, top_p).tolist()) == nucleus
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_draws_are_as_frequent_as_probable(top_p):
+@pytest.mark.parametrize("tries", [1, 4])
+def test_draw_never_gives_a_token_without_probability(tries, top_p):
+    logits_NV = 3 * torch.randn(200, 5000, generator=seeded())
+    probabilities_NV = torch.softmax(logits_NV.masked_fill(logits_NV < 0, -torch.inf), -1)
+    for uniform in (0.0, 1 - 2**-24):  # the ends of what torch.rand returns
+        drawn = draw(probabilities_NV, torch.full((200, tries), uniform), top_p)
+        assert bool((probabilities_NV.gather(1, drawn[:, None]) > 0).all())
+
+
+@pytest.mark.parametrize("tries", [1, 2, 4])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_draws_are_as_frequent_as_probable(top_p, tries):
     probabilities_V = torch.tensor([0.08, 0.4, 0.02, 0.3, 0.2])
-    drawn = draw(probabilities_V.expand(20_000, -1), torch.rand(20_000, generator=seeded()), top_p)
+    drawn = draw(probabilities_V.expand(20_000, -1), torch.rand(20_000, tries, generator=seeded()), top_p)
     inside = probabilities_V * (probabilities_V > (0.1 if top_p < 1 else 0))
     expected = (20_000 * inside / inside.sum())[inside > 0]
     counts = torch.bincount(drawn, minlength=5)

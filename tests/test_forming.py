@@ -35,6 +35,7 @@ def test_the_form_of_the_real_rows_is_found(demo_lm: Any, name: str) -> None:
     assert form["name"] == name
     assert min(form["objectives"], key=form["objectives"].get) == name and set(form["objectives"]) == set(SOME)
     assert all(Form(name)(text) == text for text in result.dataset["text"])  # refined ones among them
+    assert ("formed" in result.metrics["steps"]) == (name != "as_written")
 
 
 def test_a_form_that_is_alone_is_taken_without_a_look(demo_lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:

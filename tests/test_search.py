@@ -69,7 +69,7 @@ def test_texts_of_admm_and_of_the_user_are_candidates_too(tiny_lm: Any, tmp_path
     own = [{"text": f"The film is {word}.", "label": label} for label, word in ((0, "bad"), (1, "great"))]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row | {"label": row["label"]}) + "\n" for row in own))
     (tmp_path / "labels.json").write_text('["negative", "positive"]')
-    pool = {"texts_per_text": 1, "files": [str(tmp_path / "mine.jsonl")]}
+    pool = {"texts_per_text": 1, "files": [str(tmp_path / "mine.jsonl")], "forms": ["as_written"]}
     settings = config(solver="both", texts_per_class=7, pool=pool, refinement={"evaluations": 0}, block_size=4)
     result = make(tiny_lm("gpt2"), settings)
     assert {"admm", str(tmp_path / "mine.jsonl")} & set(result.dataset["source"])

@@ -22,6 +22,8 @@ from gradmm.models import LanguageModel
 
 log = logging.getLogger("gradmm")
 
+_TRIES = 4  # of drawing a token of the nucleus; after the last but one, the row is sorted
+
 NextToken = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(position, rows (N,), logits (N, V)) -> the tokens to write (N,) and the tokens to show the LM next (N,)."""
 
@@ -175,17 +177,49 @@ def sample(
     Returns:
         Tokens (N, steps).
     """
-    uniform_NT = torch.rand(len(labels), steps, generator=generator).to(labels.device)
+    uniform_NTR = torch.rand(len(labels), steps, _TRIES, generator=generator).to(labels.device)
 
     def choose(t: int, rows: Tensor, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
         masked_NV = logits_NV.masked_fill(~allowed_V, -torch.inf) / temperature
-        token_N = draw(torch.softmax(masked_NV, -1), uniform_NT[rows, t], top_p)
+        token_N = draw(torch.softmax(masked_NV, -1), uniform_NTR[rows, t], top_p)
         return token_N, token_N
 
     return decode(prompts, labels, steps, choose)
 
 
-def draw(probabilities_NV: Tensor, uniform_N: Tensor, top_p: float = 1.0) -> Tensor:
+def draw(probabilities_NV: Tensor, uniform_NR: Tensor, top_p: float = 1.0) -> Tensor:
+    """Draws a token from the nucleus of each row, by rejection: sorting a vocabulary takes longer than the model.
+
+    A token that is drawn from all is kept if those that are more probable hold less than `top_p`, which is what
+    being in the nucleus means. Rows whose tries have all been rejected are sorted.
+
+    Args:
+        probabilities_NV: distributions.
+        uniform_NR: numbers in [0, 1), one for every try; the last one is for the draw from the sorted row.
+        top_p: mass of the nucleus.
+
+    Returns:
+        Tokens (N,).
+    """
+    token_N = torch.empty(len(probabilities_NV), dtype=torch.long, device=probabilities_NV.device)
+    left_M = torch.arange(len(token_N), device=token_N.device)
+    for tried_N in uniform_NR[:, :-1].T:
+        left_MV = probabilities_NV if len(left_M) == len(token_N) else probabilities_NV[left_M]
+        below_MV = left_MV.cumsum(-1)
+        at_M1 = (tried_N[left_M] * below_MV[:, -1]).unsqueeze(-1)
+        found_M1 = torch.searchsorted(below_MV, at_M1, right=True).clamp_max(left_MV.shape[-1] - 1)
+        own_M1 = left_MV.gather(-1, found_M1)
+        above_M = torch.where(left_MV > own_M1, left_MV, 0).sum(-1) if top_p < 1 else torch.zeros_like(at_M1[:, 0])
+        kept_M = (above_M < top_p) & (own_M1[:, 0] > 0)  # rounding may end behind the last probable token
+        token_N[left_M[kept_M]] = found_M1[kept_M, 0]
+        left_M = left_M[~kept_M]
+        if not len(left_M):
+            return token_N
+    token_N[left_M] = _draw_sorted(probabilities_NV[left_M], uniform_NR[left_M, -1], top_p)
+    return token_N
+
+
+def _draw_sorted(probabilities_NV: Tensor, uniform_N: Tensor, top_p: float) -> Tensor:
     """Inverse-CDF draw from the nucleus of each row, most probable tokens first; (N,)."""
     sorted_NV, order_NV = probabilities_NV.sort(-1, descending=True)
     above_NV = sorted_NV.cumsum(-1)

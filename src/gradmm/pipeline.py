@@ -205,7 +205,8 @@ class _Run:
         with self._stage("search", sum(self.runner.counts), "texts") as stage:
             pools = self.search.pool(lm_texts, sources, chosen.form)
             found = self.search.run(target, pools, chosen.form, self.folder, stage)
-        return replace(found, before=({"admm": made.texts} if made else {}) | found.before, form=asdict(chosen))
+        before = ({"admm": made.texts} if made else {}) | self._formed(chosen.form, lm_texts) | found.before
+        return replace(found, before=before, form=asdict(chosen))
 
     def _form(self, target: ReleasedTarget, lm_texts: list[list[str]]) -> ChosenForm:
         forms = self.config.pool.forms
@@ -213,6 +214,13 @@ class _Run:
             return ChosenForm(forms[0], {})
         with self._stage("form", len(forms), "forms") as stage:
             return choose_form(self.search, target, lm_texts, self.folder, stage)
+
+    def _formed(self, form: Form, lm_texts: list[list[str]]) -> dict[str, list[list[str]]]:
+        """As many of the LM's texts as are asked for, in their form, to show what that alone is worth."""
+        if form == Form():
+            return {}
+        counts = self.runner.counts
+        return {"formed": [[*filter(None, map(form, own))][:n] for own, n in zip(lm_texts, counts, strict=True)]}
 
     def _more(
         self, target: ReleasedTarget, lm_texts: list[list[str]], sources: Sources, form: Form

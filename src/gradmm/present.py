@@ -81,7 +81,7 @@ def _privacy_line(private: dict[str, Any]) -> str:
 
 def _steps(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What the set was worth after every step, from the LM's own texts on."""
-    words = {"lm": "LM samples", "admm": "ADMM", "selected": "selected"}
+    words = {"lm": "LM samples", "admm": "ADMM", "formed": "in the form", "selected": "selected"}
     rows = {name: row for name, row in metrics["references"].items() if name == "lm"} | metrics["steps"]
     last = "refined" if "selected" in rows else "ADMM" if metrics["solver"] == "admm" else "selected"
     return {words[name]: row for name, row in rows.items()} | {last: metrics["synthetic"]}

@@ -135,7 +135,7 @@ def _copy(value: Any) -> Any:
 
 def _figures(metrics: Mapping[str, Any]) -> str:
     kept: dict[str, Any] = {"solver": str(metrics["solver"]), "synthetic": _only(_SET, metrics["synthetic"])}
-    for group, names in (("steps", ("admm", "selected")), ("references", ("real", "lm"))):
+    for group, names in (("steps", ("admm", "formed", "selected")), ("references", ("real", "lm"))):
         kept[group] = {name: _only(_SET, metrics[group][name]) for name in names if name in metrics[group]}
     if metrics.get("form"):
         kept["form"] = {"name": str(metrics["form"]["name"])}

@@ -9,7 +9,7 @@ from gradmm.report.read import Texts
 
 SETS = {"synthetic": "synthetic texts", "real": "real rows", "lm": "LM samples"}
 """What the sets of texts are called."""
-STEPS = {"lm": "LM samples", "admm": "ADMM", "selected": "selected"}
+STEPS = {"lm": "LM samples", "admm": "ADMM", "formed": "LM samples in the form", "selected": "selected"}
 """What the set is called after each step."""
 _MOST_NAMES = 8
 _PUSH = " So at the start of training they push the model where the"
