@@ -5,6 +5,9 @@ qualities: n of n are random samples. Intervals are Fisher's, at 95%.
 
     python -m benchmarks.spaces TRAIN.jsonl.gz TEST.jsonl.gz TASK [--classes A,B] [--sets 40] [--output FILE.jsonl]
     python -m benchmarks.spaces --table FILE.jsonl ...
+
+With `--pools N`, instead: what the set that selection finds in each space is worth, over N pools, as `generate`
+finds it without refinement and in one round.
 """
 
 from __future__ import annotations
@@ -21,14 +24,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.material import accuracy, material, test_rows
+from gradmm.checkpoints import Checkpoints, Within
 from gradmm.comparison.material import Material
-from gradmm.comparison.statistics import RankCorrelation, rank_correlation
+from gradmm.comparison.statistics import RankCorrelation, interval, paired, rank_correlation
+from gradmm.forming import choose_form
 from gradmm.gradients.distances import DistanceConfig, DistanceName
 from gradmm.gradients.spaces import Space, SpaceConfig
 from gradmm.gradients.target import ReleasedTarget, class_target
 from gradmm.measures import measure
 from gradmm.solvers.refinement import RefinementConfig
 from gradmm.solvers.selection import SelectionConfig
+from gradmm.training.rows import TokenRows
 
 SPACES: dict[str, tuple[str, ...]] = {
     "identity": (),
@@ -41,6 +47,7 @@ SPACES: dict[str, tuple[str, ...]] = {
 }
 FORMULAS: tuple[DistanceName, ...] = ("cosine", "relative_l2")
 AMONG = (1, 2, 4, 8)  # candidates for every text that is chosen
+TRAININGS = 2  # of every set that is found in a space
 NO_MORE = {
     "selection": SelectionConfig(nll_weight=0, label_weight=0),
     "refinement": RefinementConfig(nll_weight=0),
@@ -58,6 +65,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=50, help="per class")
     parser.add_argument("--rows", type=int, default=1000, help="real rows per class")
     parser.add_argument("--test-rows", type=int, default=1000, help="of all classes")
+    parser.add_argument("--pools", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("spaces.jsonl"))
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
@@ -66,18 +74,45 @@ def main() -> None:
         table(Console(width=140), [json.loads(line) for line in lines])
         return
     with arguments.output.open("a") as out:
-        for line in measured(arguments):
+        for line in winners(arguments) if arguments.pools else measured(arguments):
             print(json.dumps(line), file=out, flush=True)
+
+
+def prepared(arguments: argparse.Namespace, among: int, seed: int = 0) -> tuple[Material, TokenRows]:
+    """Material with so many candidates for every text, and the rows to test on."""
+    file, test_file, task = arguments.data
+    classes = {"classes": arguments.classes.split(",")} if arguments.classes else {}
+    settings = {"pool": {"texts_per_text": among}, "writer": {"rounds": 1}}
+    own = material(file, task, settings, seed, arguments.texts, max_rows_per_class=arguments.rows, **classes)
+    return own, test_rows(own, test_file, arguments.test_rows // own.rows.num_classes)
+
+
+def winners(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A line for every set that selection finds in some space."""
+    for seed in range(arguments.pools):
+        own, test = prepared(arguments, max(AMONG), seed)
+        found = {"data": arguments.data[2], "classes": own.rows.num_classes, "pool": seed}
+        for name, maps in SPACES.items():
+            target = target_in(own, maps)
+            texts, form = selected(own, target, Within(own.folder, name))
+            rates = [accuracy(own, texts, test, number) for number in range(TRAININGS)]
+            yield found | {"space": name, "form": form, "accuracy": sum(rates) / len(rates)}
+
+
+def selected(own: Material, target: ReleasedTarget, folder: Checkpoints) -> tuple[list[list[str]], str]:
+    """The set per class that the default settings choose from the LM's texts, and the name of its form."""
+    search, found = own.search(own.budget), []
+    form = choose_form(search, target, own.lm_texts, folder, own.stage).form
+    for label, checked in enumerate(search.checked(search.pool(own.lm_texts, [], form))):
+        seen = search.look_at(label, checked.pool, checked.score_N, target.space)
+        found.append([seen.pool[i].text for i in search.select(seen, target, own.budget).indices])
+    return found, form.name
 
 
 def measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A line for every set that is trained on."""
-    file, test_file, task = arguments.data
-    classes = {"classes": arguments.classes.split(",")} if arguments.classes else {}
-    count = arguments.texts
-    settings = {"pool": {"texts_per_text": 2 * max(AMONG)}, "writer": {"rounds": 1}}
-    own = material(file, task, settings, budget=count, max_rows_per_class=arguments.rows, **classes)
-    test = test_rows(own, test_file, arguments.test_rows // own.rows.num_classes)
+    task, count = arguments.data[2], arguments.texts
+    own, test = prepared(arguments, 2 * max(AMONG))
     targets = {name: target_in(own, maps) for name, maps in SPACES.items()}
     for number in range(arguments.sets):
         chance = random.Random(number)
@@ -120,6 +155,9 @@ def distances(own: Material, targets: dict[str, ReleasedTarget], texts: list[lis
 def table(console: Console, lines: list[dict[str, Any]]) -> None:
     """Rank correlations, with the sign that makes 1 a perfect prediction."""
     kinds = sorted({(line["data"], line["classes"]) for line in lines})
+    if "pool" in lines[0]:
+        table_of_winners(console, kinds, lines)
+        return
     out = Table("space", "distance", *(f"{data}, {classes} classes" for data, classes in kinds))
     for name, formula in product(SPACES, FORMULAS):
         cells = []
@@ -128,6 +166,27 @@ def table(console: Console, lines: list[dict[str, Any]]) -> None:
             near = [-line[f"{name}/{formula}"] for line in own]
             cells.append(said(rank_correlation(near, [line["accuracy"] for line in own])))
         out.add_row(name, formula, *cells)
+    console.print(out)
+
+
+def table_of_winners(console: Console, kinds: list[tuple[str, int]], lines: list[dict[str, Any]]) -> None:
+    """Accuracy in percent, mean over pools with 95% t interval, and what it is more than without a space."""
+    out = Table("space", *(f"{data}, {classes} classes" for data, classes in kinds))
+    for name in SPACES:
+        cells = []
+        for kind in kinds:
+            rates = {
+                space: {
+                    line["pool"]: 100 * line["accuracy"]
+                    for line in lines
+                    if (line["data"], line["classes"], line["space"]) == (*kind, space)
+                }
+                for space in (name, "identity")
+            }
+            mean, more = interval(rates[name].values()), paired(rates[name], rates["identity"])
+            spread = "" if more.low is None else f", {more.low:+.1f} to {more.high:+.1f}"
+            cells.append(f"{mean.mean:.1f} ({more.mean:+.1f}{spread})")
+        out.add_row(name, *cells)
     console.print(out)
 
 
