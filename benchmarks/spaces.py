@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000, help="real rows per class")
     parser.add_argument("--test-rows", type=int, default=1000, help="of all classes")
     parser.add_argument("--pools", type=int, default=0)
+    parser.add_argument("--only", nargs="*", choices=SPACES, default=list(SPACES), help="spaces, with --pools")
     parser.add_argument("--output", type=Path, default=Path("spaces.jsonl"))
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
@@ -92,8 +93,8 @@ def winners(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for seed in range(arguments.pools):
         own, test = prepared(arguments, max(AMONG), seed)
         found = {"data": arguments.data[2], "classes": own.rows.num_classes, "pool": seed}
-        for name, maps in SPACES.items():
-            target = target_in(own, maps)
+        for name in arguments.only:
+            target = target_in(own, SPACES[name])
             texts, form = selected(own, target, Within(own.folder, name))
             rates = [accuracy(own, texts, test, number) for number in range(TRAININGS)]
             yield found | {"space": name, "form": form, "accuracy": sum(rates) / len(rates)}
@@ -172,7 +173,7 @@ def table(console: Console, lines: list[dict[str, Any]]) -> None:
 def table_of_winners(console: Console, kinds: list[tuple[str, int]], lines: list[dict[str, Any]]) -> None:
     """Accuracy in percent, mean over pools with 95% t interval, and what it is more than without a space."""
     out = Table("space", *(f"{data}, {classes} classes" for data, classes in kinds))
-    for name in SPACES:
+    for name in [name for name in SPACES if any(line["space"] == name for line in lines)]:
         cells = []
         for kind in kinds:
             rates = {

@@ -11,10 +11,10 @@ result.dataset            # a datasets.Dataset
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from gradmm.comparison.compare import Comparison, compare
     from gradmm.comparison.config import CompareConfig
     from gradmm.config import GenerateConfig, load_config
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from gradmm.training.evaluate import Evaluation
     from gradmm.training.finetune import TrainConfig
     from gradmm.training_run import TrainResult, evaluate, train
-
-__version__ = version("gradmm")
 
 # Loaded on first use: `import gradmm` and `gradmm --help` must not wait for torch.
 _HOMES = {
@@ -94,10 +92,14 @@ __all__ = [  # noqa: RUF022 - sorted by use
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # looking for it takes as long as all else that `gradmm --help` does
+        from importlib.metadata import version
+
+        return version("gradmm")
     if name in _HOMES:
         return getattr(importlib.import_module(f"gradmm.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'gradmm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, "__version__"])
