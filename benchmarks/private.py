@@ -113,7 +113,9 @@ def sets(own: Material, arguments: argparse.Namespace) -> Iterator[tuple[str, li
     sums, clip = clipped_sums(own)
     for epsilon in arguments.epsilons:
         target, snr = noisy(own, copy.deepcopy(sums), clip, epsilon)
-        yield "private", own.select("grown", target, count), {"epsilon": epsilon, "expected_snr": snr}
+        kind = f"private-{epsilon}"
+        own.grow(kind, target)  # their form of writing, too, is chosen by what is released alone
+        yield "private", own.select(kind, target, count), {"epsilon": epsilon, "expected_snr": snr}
 
 
 def clipped_sums(own: Material) -> tuple[PrivateAccumulator, float]:
