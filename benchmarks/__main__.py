@@ -6,9 +6,9 @@ import argparse
 
 from rich.console import Console
 
-from benchmarks import anatomy, architectures, candidates, optimizers, quality, speed
+from benchmarks import anatomy, architectures, candidates, optimizers, quality, sampling, speed
 
-TABLES = ["speed", "quality", "anatomy", "architectures", "optimizers", "candidates"]
+TABLES = ["speed", "quality", "anatomy", "architectures", "optimizers", "candidates", "sampling"]
 
 
 def main() -> None:
@@ -36,6 +36,8 @@ def main() -> None:
         optimizers.table(console)
     if "candidates" in arguments.tables:
         candidates.table(console)
+    if "sampling" in arguments.tables:
+        sampling.table(console)
 
 
 if __name__ == "__main__":
