@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+
+import torch
 
 from gradmm.checkpoints import Checkpoints
+from gradmm.found import Seen
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.progress import Stage
 from gradmm.search import Search
-from gradmm.solvers.forms import AS_WRITTEN, Form
+from gradmm.solvers.forms import Form
 
-_FEWEST, _MOST = 32, 128  # LM texts of every class that are looked at
-_IN_ALL = 768  # of all classes, unless that leaves too few of each
+_FEWEST, _MOST = 32, 64  # LM texts of every class that are looked at
+_IN_ALL = 384  # of all classes, unless that leaves too few of each
 _OF = 4  # one of so many is selected
 
 
@@ -27,7 +30,7 @@ class ChosenForm:
 
     name: str
     objectives: dict[str, float | None]
-    """Mean over classes of what selection minimises; None where too few texts can take the form."""
+    """Mean over classes of a selected set's log distance; None where too few texts can take the form."""
 
     @property
     def form(self) -> Form:
@@ -42,7 +45,7 @@ def choose_form(
     folder: Checkpoints,
     stage: Stage,
 ) -> ChosenForm:
-    """The form of `pool.forms` in which a set that is selected from the LM's texts is best.
+    """The form of `pool.forms` in which a set that is selected from the LM's texts is nearest.
 
     Args:
         search: selects, and knows the settings.
@@ -66,30 +69,23 @@ def choose_form(
 def _compare(
     search: Search, target: ReleasedTarget, texts: list[list[str]], names: Sequence[str], stage: Stage
 ) -> ChosenForm:
-    """The first of the best forms; all are as readable as they are beside the texts as they were written."""
-    free = list[float]()
+    """The first of the best forms."""
     objectives: dict[str, float] = {}
-    for name in dict.fromkeys((AS_WRITTEN, *names)):
-        value, own_free = _objective(search, target, texts, Form(name), free)
-        free = free or own_free
-        if name in names:
-            objectives[name] = value
-            stage.advance()
+    for name in names:
+        objectives[name] = _objective(search, target, texts, Form(name))
+        stage.advance()
     told = {name: value if math.isfinite(value) else None for name, value in objectives.items()}
     return ChosenForm(min(names, key=objectives.__getitem__), told)
 
 
-def _objective(
-    search: Search, target: ReleasedTarget, texts: list[list[str]], form: Form, free: list[float]
-) -> tuple[float, list[float]]:
-    """Mean over classes of the selected sets' objectives, and the log-perplexity of each class's texts."""
-    pools, total, own_free = search.pool(texts, [], form, fewest=0), 0.0, list[float]()
+def _objective(search: Search, target: ReleasedTarget, texts: list[list[str]], form: Form) -> float:
+    """Mean over classes of the selected set's log distance. Readability has no say: so are the data."""
+    pools, total = search.pool(texts, [], form, fewest=0), 0.0
     wanted = [max(1, len(own) // _OF) for own in texts]
     if any(len(pool) < count for pool, count in zip(pools, wanted, strict=True)):
-        return math.inf, own_free
-    for label, (pool, score_N) in enumerate(zip(pools, search.check_labels(pools), strict=True)):
-        seen = search.look_at(label, pool, score_N, target.space)
-        own_free.append(seen.nll_free)
-        seen = replace(seen, nll_free=free[label]) if free else seen
-        total += search.select(seen, target, wanted[label]).objective
-    return total / len(texts), own_free
+        return math.inf
+    for label, (pool, count) in enumerate(zip(pools, wanted, strict=True)):
+        kernel = search.kernel(label, [candidate.text for candidate in pool], target.space)
+        alike_N = torch.ones(len(pool)), torch.zeros(len(pool), dtype=torch.float64)
+        total += search.select(Seen(label, pool, *alike_N, kernel, 0.0), target, count).objective
+    return total / len(texts)

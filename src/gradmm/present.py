@@ -56,9 +56,7 @@ def show_measures(console: Console, metrics: dict[str, Any]) -> None:
         console.print(Text(f"Step by step (distance / log-perplexity): {bought}"), soft_wrap=True)
     form = metrics.get("form")
     if form is not None and form["objectives"]:
-        console.print(
-            Text(f"Form of writing: {form['name']}, the best of {len(form['objectives'])} that were tried.")
-        )
+        console.print(Text(f"Form of writing: {form['name']}, the nearest of {len(form['objectives'])}."))
     if private is not None:
         console.print(Text(_privacy_line(private)), soft_wrap=True)
     differ, count = metrics["synthetic"]["retokenised_differently"], metrics["synthetic"]["texts"]

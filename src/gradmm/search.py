@@ -286,13 +286,17 @@ class Search:
     def look_at(self, label: int, pool: Sequence[Candidate], score_N: Tensor, space: Space) -> Seen:
         """Computes what selection needs to know of candidates, whatever the target."""
         texts = [candidate.text for candidate in pool]
-        kernel = FactorKernel(self._factors(label, texts, space), self.bias)
+        kernel = self.kernel(label, texts, space)
         nll_N = torch.zeros(len(pool), dtype=torch.float64)
         if self.config.selection.nll_weight or self.config.refinement.nll_weight:
             nll = log_perplexity(self.lm, self.task.texts_ids(texts), self.runner.limit)
             nll_N = torch.tensor(nll, dtype=torch.float64).nan_to_num()
         own = [i for i, candidate in enumerate(pool) if candidate.source == "lm"]
         return Seen(label, list(pool), score_N, nll_N, kernel, float((nll_N[own] if own else nll_N).mean()))
+
+    def kernel(self, label: int, texts: Sequence[str], space: Space) -> FactorKernel:
+        """Inner products of the gradients of texts of one class, in a space."""
+        return FactorKernel(self._factors(label, texts, space), self.bias)
 
     def select(self, seen: Seen, target: ReleasedTarget, count: int) -> Selected:
         """The set of candidates that is best for a target in the space that they were seen in."""
