@@ -118,6 +118,7 @@ def test_the_table_has_a_row_for_every_set() -> None:
         ("admm", {}, "LM samples 0.5000 / 4.57, ADMM 0.0123 / 4.57"),
         ("search", {"selected": 0.1}, "LM samples 0.5000 / 4.57, selected 0.1000 / 4.57, refined 0.0123 / 4.57"),
         ("search", {}, "LM samples 0.5000 / 4.57, selected 0.0123 / 4.57"),
+        ("search", {"formed": 0.3}, "LM samples 0.5000 / 4.57, in the form 0.3000 / 4.57, selected 0.0123 / 4.57"),
         (
             "both",
             {"admm": 0.2, "selected": 0.1},
@@ -131,6 +132,17 @@ def test_a_line_says_what_every_step_bought(solver: str, steps: dict[str, float]
     metrics["steps"] = {name: {**MEASURES, "distance": distance} for name, distance in steps.items()}
     line = f"Step by step (distance / log-perplexity): {told}"
     assert line in printed(show_measures, metrics).splitlines()
+
+
+def test_the_form_is_told_where_there_was_a_choice() -> None:
+    metrics = result_of([["x"], ["y"]]).metrics
+    for form, told in (
+        (None, False),
+        ({"name": "lowercase", "objectives": {}}, False),
+        ({"name": "lowercase", "objectives": {"as_written": -1.0, "lowercase": -2.0}}, True),
+    ):
+        lines = printed(show_measures, metrics | {"form": form}).splitlines()
+        assert ("Form of writing: lowercase, the nearest of 2." in lines) == told
 
 
 def test_texts_that_tokenise_differently_are_told() -> None:

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +220,11 @@ class _Run:
         """As many of the LM's texts as are asked for, in their form, to show what that alone is worth."""
         if form == Form():
             return {}
-        counts = self.runner.counts
-        return {"formed": [[*filter(None, map(form, own))][:n] for own, n in zip(lm_texts, counts, strict=True)]}
+        formed = []
+        for own, count in zip(lm_texts, self.runner.counts, strict=True):
+            fitted = (self.search.fitted(text, form) for text in own)
+            formed.append(list(islice((text for text in fitted if text is not None), count)))
+        return {"formed": formed}
 
     def _more(
         self, target: ReleasedTarget, lm_texts: list[list[str]], sources: Sources, form: Form

@@ -158,7 +158,7 @@ class Search:
         for label, (count, name) in enumerate(zip(self.runner.counts, self.task.task.label_names, strict=True)):
             pool = Pool(self.config.pool.near_duplicate)
             for source, texts in [*sources, ("lm", lm_texts)]:
-                formed = ((self._fit(text, form), text) for text in texts[label])
+                formed = ((self.fitted(text, form), text) for text in texts[label])
                 pool.add_formed(((text, written) for text, written in formed if text is not None), source)
             if len(pool.candidates) < (count if fewest is None else fewest):
                 raise DataError(
@@ -168,8 +168,9 @@ class Search:
             found.append(sorted(pool.candidates, key=lambda candidate: candidate.text))
         return found
 
-    def _fit(self, text: str, form: Form) -> str | None:
-        """Cut before and after: a text may have more tokens in its form."""
+    def fitted(self, text: str, form: Form) -> str | None:
+        """The text in a form, as a candidate; None if it cannot be one."""
+        # Cut before and after: a text may have more tokens in its form.
         allowed_V, most = self.runner.allowed_V, self.config.lengths.max_tokens
         kept = fit(self.task, text, allowed_V, most)
         formed = "" if kept is None else form(kept)

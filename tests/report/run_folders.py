@@ -157,6 +157,10 @@ def metrics_of(texts: Sequence[Sequence[str]], private: bool = False) -> dict[st
         "synthetic": own["synthetic"] | {"retokenised_differently": 0},
         "steps": {"selected": own["selected"]},
         "references": references,
+        "form": {
+            "name": "lowercase+no_punctuation",
+            "objectives": {"as_written": -1, "lowercase+no_punctuation": -2},
+        },
         "search": [search | {"selected_texts": list(part)} for part in texts],
         "stops": [],
         "seconds": {"pool": 4.22, "writer": 31.8, "search": 13.1, "measure": 1.6},

@@ -156,6 +156,7 @@ def test_every_section_is_there_in_order(folders: dict[str, Path]) -> None:
     assert REAL_TEXT in page.words
     assert "0.0049" in page.words and "0.0016" in page.words and "0.0259" in page.words
     assert "NOT differentially private" in page.words
+    assert "took the form of writing lowercase+no_punctuation: of 2 that were tried" in page.words
 
 
 def test_what_a_run_did_not_keep_is_left_out(folders: dict[str, Path]) -> None:
