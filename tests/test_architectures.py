@@ -19,7 +19,7 @@ from gradmm.continuation import Continuation, find_cache
 from gradmm.decoding import PromptCache, sample
 from gradmm.models import LanguageModel
 from gradmm.solvers.projection import ProjectionConfig, Projector, Vocabulary
-from solver_oracles import decode_slowly, draw_slowly, project_slowly
+from solver_oracles import decode_slowly, draw_by_rejection_slowly, project_slowly
 from tiny_models import KINDS, WITH_BIAS, WITHOUT_CACHE, WITHOUT_DOUBLE_BACKWARD
 
 PROMPTS = [[40, 7, 9, 30], [5, 6, 7, 8, 9, 10, 11], [3], [30, 9, 7, 40]]  # lengths 4, 7, 1 and 4: three groups
@@ -91,11 +91,11 @@ def test_cached_sampling_is_uncached_sampling(tiny_lm, prompts, kind):
     allowed_V = torch.arange(lm.vocab_size) % 3 > 0
     draw = torch.Generator().manual_seed(0)
     fast = sample(prompts(kind), torch.tensor(labels), 4, allowed_V, draw, 0.7, 0.8)
-    uniform_NT = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)).tolist()
+    uniform_NTR = torch.rand(5, 4, 4, generator=torch.Generator().manual_seed(0)).tolist()
 
     def slowly(t, row, logits):
         weights = torch.softmax(logits.double() / 0.7, -1) * allowed_V
-        token = draw_slowly((weights / weights.sum()).tolist(), uniform_NT[row][t], 0.8)
+        token = draw_by_rejection_slowly((weights / weights.sum()).tolist(), uniform_NTR[row][t], 0.8)
         return token, token
 
     assert fast.tolist() == decode_slowly(lm, PROMPTS, labels, 4, slowly)

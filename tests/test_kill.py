@@ -45,7 +45,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Kills:
 
 def figures(folder: Path) -> dict[str, Any]:
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert set(metrics.pop("seconds")) <= {"pool", "target", "writer", "admm", "search", "measure"}
+    assert set(metrics.pop("seconds")) <= {"pool", "target", "form", "writer", "admm", "search", "measure"}
     return metrics
 
 

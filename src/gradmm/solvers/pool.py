@@ -12,7 +12,7 @@ import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -74,7 +74,7 @@ class Candidate:
     text: str
     source: str
     """`admm`, `lm`, `writer`, or the name of a file."""
-    written: str = ""
+    written: str = field(default="", compare=False)
     """What it was before it took its form."""
 
 
