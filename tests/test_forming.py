@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from gradmm import forming
+from gradmm.blocks import BlockRunner
 from gradmm.data.sources import load_data
 from gradmm.pipeline import generate
+from gradmm.search import Search
 from gradmm.solvers.forms import Form
 from gradmm.solvers.pool import PoolConfig
 from test_pipeline import DATA_FILES, Interrupting, data_bytes, figures, files, tiny_data
@@ -38,12 +40,20 @@ def test_the_form_of_the_real_rows_is_found(demo_lm: Any, name: str) -> None:
     assert ("formed" in result.metrics["steps"]) == (name != "as_written")
 
 
+def test_a_candidate_that_is_cut_has_its_form(demo_lm: Any, demo_task: Any) -> None:
+    """In its form it has more tokens than are allowed, and where it is cut there is a full stop."""
+    text, form = "It's bad. It's (so) good, she's told", Form("spaced_punctuation+no_final_punctuation")
+    lengths = {"min_tokens": 1, "max_tokens": len(demo_task.text_ids(text))}
+    search = Search(BlockRunner(demo_lm, demo_task, config(lengths=lengths)))
+    assert search.fitted(text, Form()) == text
+    assert search.fitted(text, form) == "It 's bad"
+
+
 def test_a_form_that_is_alone_is_taken_without_a_look(demo_lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forming, "_compare", lambda *_: pytest.fail("nothing to compare"))
     result = make(demo_lm, tiny_data(), forms=["lowercase+no_punctuation"])
     assert result.metrics["form"] == {"name": "lowercase+no_punctuation", "objectives": {}}
     assert all(text == text.lower() and "." not in text for text in result.dataset["text"])
-    assert "form" not in result.metrics["seconds"]
 
 
 def test_a_form_that_texts_cannot_take_is_not_chosen(tiny_lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,7 @@ def choose_form(
     """
     names = search.config.pool.forms
     if len(names) == 1:
+        stage.advance()
         return ChosenForm(names[0], {})
     kept = folder.load_state("form")
     if kept is None:

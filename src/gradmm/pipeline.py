@@ -32,7 +32,7 @@ from gradmm.data.presets import get_task
 from gradmm.data.sources import DataConfig, DataSource, LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
 from gradmm.environment import describe_environment
-from gradmm.forming import ChosenForm, choose_form
+from gradmm.forming import choose_form
 from gradmm.found import Found, as_found
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
@@ -201,20 +201,14 @@ class _Run:
         sources = [("admm", made.texts)] if made else []
         labels = range(len(self.runner.counts))
         sources += [(name, [own.texts_of(label) for label in labels]) for name, own in self.brought.items()]
-        chosen = self._form(target, lm_texts)
+        with self._stage("form", len(self.config.pool.forms), "forms") as stage:
+            chosen = choose_form(self.search, target, lm_texts, self.folder, stage)
         sources.append((WRITER, self._more(target, lm_texts, sources, chosen.form)))
         with self._stage("search", sum(self.runner.counts), "texts") as stage:
             pools = self.search.pool(lm_texts, sources, chosen.form)
             found = self.search.run(target, pools, chosen.form, self.folder, stage)
         before = ({"admm": made.texts} if made else {}) | self._formed(chosen.form, lm_texts) | found.before
         return replace(found, before=before, form=asdict(chosen))
-
-    def _form(self, target: ReleasedTarget, lm_texts: list[list[str]]) -> ChosenForm:
-        forms = self.config.pool.forms
-        if len(forms) == 1:
-            return ChosenForm(forms[0], {})
-        with self._stage("form", len(forms), "forms") as stage:
-            return choose_form(self.search, target, lm_texts, self.folder, stage)
 
     def _formed(self, form: Form, lm_texts: list[list[str]]) -> dict[str, list[list[str]]]:
         """As many of the LM's texts as are asked for, in their form, to show what that alone is worth."""

@@ -170,11 +170,10 @@ class Search:
 
     def fitted(self, text: str, form: Form) -> str | None:
         """The text in a form, as a candidate; None if it cannot be one."""
-        # Cut before and after: a text may have more tokens in its form.
-        allowed_V, most = self.runner.allowed_V, self.config.lengths.max_tokens
-        kept = fit(self.task, text, allowed_V, most)
+        kept = fit(self.task, text, self.runner.allowed_V, self.config.lengths.max_tokens)
         formed = "" if kept is None else form(kept)
-        return kept if formed == kept else fit(self.task, formed, allowed_V, most)
+        # Once more where the form changed it: it may have more tokens now, and end in a full stop where it is cut.
+        return kept if kept is None or formed == kept else self.fitted(formed, form)
 
     def check_labels(self, pools: Sequence[Sequence[Candidate]]) -> list[Tensor]:
         """Calibrated probability of the own label of every candidate, per class (N)."""

@@ -135,7 +135,9 @@ def _nearness(count: int) -> dict[str, Any]:
 
 
 def test_what_was_measured_stands_there(tmp_path: Path) -> None:
-    cells = body(card(read(tmp_path / "run"))).cells
+    text = card(read(tmp_path / "run"))
+    assert "- **Form of writing**, which all texts took: `lowercase+no_punctuation`" in text
+    cells = body(text).cells
     at = cells.index("these texts")
     assert cells[at : at + 5] == ["these texts", "6", "0.0049", "2.42", "79%"]
     at = cells.index("as many real rows")

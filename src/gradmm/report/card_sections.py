@@ -73,6 +73,7 @@ def how(run: Texts) -> Lines:
         f"- **Real data**: {code(data_name(run))}{split}; this page knows them by their name alone",
         f"- **Task**: {task}",
         f"- **Solver**: {code(solver)}: {_SOLVERS.get(solver, _UNKNOWN)}",
+        *_form(run),
         *_brought(run),
         "",
         *_classes(run, words),
@@ -155,6 +156,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> Lin
     marks = {"l": ":--", "r": "--:"}
     lines = [head, [marks[side] for side in align], *rows]
     return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def _form(run: Texts) -> Lines:
+    form = run.metrics.get("form")
+    return [f"- **Form of writing**, which all texts took: {code(str(form['name']))}"] if form is not None else []
 
 
 def _given(word: str, value: Any) -> str:
