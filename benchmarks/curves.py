@@ -5,7 +5,7 @@ that what differs along a curve, and from one number to the next, is the choice.
 the mean gradient of the head, log-perplexities in nats per token under the same model; means over classes and
 texts. Seconds are those of pool and choice, of what is made without a pool those of the making.
 
-    python -m benchmarks.curves FILE.jsonl.gz TASK [--texts 10 50 200] [--admm 10] [--output FILE.jsonl]
+    python -m benchmarks.curves FILE.jsonl.gz TASK [--texts 10 50 200] [--only refined admm] [--output FILE.jsonl]
     python -m benchmarks.curves --figure FIGURE.svg FILE.jsonl ...
 """
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from benchmarks.material import material
 from gradmm.comparison.material import Material
 from gradmm.comparison.methods import METHODS
 from gradmm.measures import measure
+from gradmm.solvers.admm import AdmmConfig
 from gradmm.solvers.selection import SelectionConfig
 
 ALPHAS = (0.0, 0.5, 2.0, 8.0)
 DEFAULT = SelectionConfig().nll_weight
-MOST_REFINED = 50  # texts per class
 STYLES = {
     "search": "o-",
     "search, refined": "*",
@@ -36,6 +37,7 @@ STYLES = {
     "real rows": "D",
     "LM samples": "^",
 }
+WAYS = ("selected", "refined", "real", "lm", "admm", "one_round")
 Texts = list[list[str]]
 
 
@@ -44,7 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves")
     parser.add_argument("data", nargs="+", help="labelled text and its task; with --figure, files of lines")
     parser.add_argument("--texts", type=int, nargs="*", default=[10, 50, 200], help="per class")
-    parser.add_argument("--admm", type=int, nargs="*", default=[], help="numbers of texts that ADMM makes too")
+    parser.add_argument("--only", nargs="*", choices=WAYS, default=WAYS, help="what is made")
+    parser.add_argument("--outer", type=int, default=AdmmConfig().n_outer, help="outer iterations of ADMM")
     parser.add_argument("--pool", type=int, default=1000, help="candidates per class")
     parser.add_argument("--rows", type=int, default=1000, help="real rows per class")
     parser.add_argument("--output", type=Path, default=Path("curves.jsonl"))
@@ -67,7 +70,11 @@ class Measured:
     material: Material
     name: str
     """Of the data."""
-    pool_seconds: float
+
+    @property
+    def pool_seconds(self) -> float:
+        """That the pool took, with all that it needs; it is made when it is first asked for."""
+        return self.material.prepare(("lm_texts", "space", "target", "grown", "seen_grown"))
 
     def line(self, solver: str, texts: Texts, began: float | None = None, **more: Any) -> dict[str, Any]:
         """What one set achieves, and the seconds since `began`."""
@@ -92,19 +99,20 @@ class Measured:
     def curve(self, solver: str, count: int) -> Iterator[dict[str, Any]]:
         """One line for every weight of readability."""
         for alpha in ALPHAS:
-            began = time.monotonic() - self.pool_seconds
+            began = -self.pool_seconds + time.monotonic()
             texts = self.chosen(count, alpha)
             yield self.line(solver, texts, began, alpha=alpha)
 
     def refined(self, count: int) -> dict[str, Any]:
         """The default recipe's end."""
-        began = time.monotonic() - self.pool_seconds
+        began = -self.pool_seconds + time.monotonic()
         chosen = self.chosen(count, DEFAULT)
         texts = self.material.refine(self.material.target, chosen, f"refined-{count}")
         return self.line("search, refined", texts, began, alpha=DEFAULT)
 
     def made(self, method: str, solver: str, count: int) -> dict[str, Any]:
         """What a method of `gradmm compare` makes."""
+        self.material.prepare(METHODS[method].needs)
         began = time.monotonic()
         texts = METHODS[method].make(self.material, count).texts
         return self.line(solver, texts, began)
@@ -112,31 +120,29 @@ class Measured:
 
 def measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A line for every set that is made."""
-    for solver, rounds in (("search", None), ("search, one round", 1)):
-        own = prepared(arguments, rounds)
+    own = Measured(*prepared(arguments))
+    makers: dict[str, Callable[[int], Iterable[dict[str, Any]]]] = {
+        "selected": lambda count: own.curve("search", count),
+        "refined": lambda count: [own.refined(count)],
+        "real": lambda count: [own.made("real_random", "real rows", count)],
+        "lm": lambda count: [own.made("lm_random", "LM samples", count)],
+        "admm": lambda count: [own.made("admm", "ADMM", count)],
+    }
+    for way, count in product(arguments.only, arguments.texts):
+        if way in makers:
+            yield from makers[way](count)
+    if "one_round" in arguments.only:
+        single = Measured(*prepared(arguments, writer={"rounds": 1}))
         for count in arguments.texts:
-            yield from own.curve(solver, count)
-            if rounds is not None:
-                continue
-            yield own.made("real_random", "real rows", count)
-            yield own.made("lm_random", "LM samples", count)
-            if count <= MOST_REFINED:
-                yield own.refined(count)
-            if count in arguments.admm:
-                yield own.made("admm", "ADMM", count)
+            yield from single.curve("search, one round", count)
 
 
-def prepared(arguments: argparse.Namespace, rounds: int | None) -> Measured:
-    """A pool, written in some rounds (None: as many as by default)."""
+def prepared(arguments: argparse.Namespace, **more: Any) -> tuple[Material, str]:
+    """A pool for the data, with more settings, and the data's name."""
     file, name = arguments.data
-    writer = {} if rounds is None else {"rounds": rounds}
-    settings = {
-        "pool": {"texts_per_text": arguments.pool},
-        "writer": writer,
-    }  # for one text; all are chosen from it
-    own = material(file, name, settings, max_rows_per_class=arguments.rows)
-    shared = own.prepare(("lm_texts", "space", "target", "grown", "seen_grown"))
-    return Measured(own, name, shared)
+    # For one text; all sets are chosen from the same pool.
+    settings = {"pool": {"texts_per_text": arguments.pool}, "admm": {"n_outer": arguments.outer}}
+    return material(file, name, settings | more, max_rows_per_class=arguments.rows), name
 
 
 def draw(lines: list[dict[str, Any]], file: Path) -> None:

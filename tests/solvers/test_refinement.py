@@ -45,6 +45,7 @@ def refining(tiny_lm, tiny_task):
         allowed_V=None,
         seed=0,
         words=None,
+        free=FREE,
         **settings,
     ):
         lm = tiny_lm(kind)
@@ -64,7 +65,7 @@ def refining(tiny_lm, tiny_task):
             config,
             limit or BatchLimit(),
             lambda *purpose: make_generator(seed, *purpose),
-            FREE,
+            free,
         )
         return lm, task, refiner
 
@@ -98,7 +99,12 @@ def gradient_of(lm, task, text):
     return KNOWN[key]
 
 
-def objective_slowly(lm, task, distance, texts, nll_weight, space=IDENTITY):
+def nll_slowly(lm, task, texts):
+    nll = [log_perplexity_slowly(lm, task.text_ids(text), lm.tokenizer.bos_token_id) for text in texts]
+    return sum(nll) / len(nll)
+
+
+def objective_slowly(lm, task, distance, texts, nll_weight, space=IDENTITY, start=TEXTS, free=FREE):
     def gradient(texts):
         weight_VD, bias_V = mean_gradient([gradient_of(lm, task, text) for text in texts])
         for one in space.maps:
@@ -106,8 +112,8 @@ def objective_slowly(lm, task, distance, texts, nll_weight, space=IDENTITY):
         return weight_VD, bias_V
 
     value = distance_slowly(distance, gradient(texts), gradient(ROWS[LABEL]), lm.head.bias_V is not None)
-    nll = [log_perplexity_slowly(lm, task.text_ids(text), lm.tokenizer.bos_token_id) for text in texts]
-    return math.log(max(float(value), 1e-9)) + nll_weight * max(0.0, sum(nll) / len(nll) - FREE)
+    excess = nll_slowly(lm, task, texts) - min(free, nll_slowly(lm, task, start))
+    return math.log(max(float(value), 1e-9)) + nll_weight * max(0.0, excess)
 
 
 @pytest.mark.parametrize("nll_weight", [0.0, 0.05])
@@ -124,6 +130,21 @@ def test_objective_of_every_state_is_that_of_its_texts_and_never_rises(refining,
     assert values == sorted(values, reverse=True)
     assert states[-1].accepted > 2, "it does something"
     assert values[-1] < 0.9 * values[0]
+
+
+def test_it_spends_no_readability_that_selection_left_unspent(refining):
+    start = read(followed(refining("phi", evaluations=30)[2])[-1]).texts
+    odd = {"evaluations": 30, "temperature": 1000.0}  # tokens that the LM would not write
+    lm, task, careless = refining("phi", **odd)
+    before = nll_slowly(lm, task, start)
+    assert nll_slowly(lm, task, read(followed(careless, start)[-1]).texts) > before + 0.1
+    states = list(map(read, followed(refining("phi", nll_weight=100.0, free=99.0, **odd)[2], start)))
+    for state in states:
+        assert state.nll_free == pytest.approx(before, rel=1e-4)
+        assert nll_slowly(lm, task, state.texts) < before + 0.02
+        expected = objective_slowly(lm, task, DISTANCES[0], state.texts, 100.0, start=start, free=99.0)
+        assert state.objective == pytest.approx(expected, rel=1e-4, abs=1e-3)
+    assert states[-1].accepted > 0
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -298,7 +319,7 @@ def test_a_sweep_that_brings_nothing_is_a_local_optimum(refining, tiny_lm, nll_w
                 if other in state.texts or len(again) > len(ids) or not bool(allowed_V[again].all()):
                     continue
                 changed = [*state.texts[:i], other, *state.texts[i + 1 :]]
-                value = objective_slowly(lm, task, DISTANCES[0], changed, nll_weight)
+                value = objective_slowly(lm, task, DISTANCES[0], changed, nll_weight, start=texts)
                 assert value > state.objective - 1e-6, (text, other)
                 tried += 1
     assert tried > 50

@@ -417,7 +417,8 @@ def test_more_texts_than_candidates_are_a_mistake():
 
 
 @given(
-    st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), min_size=1, max_size=8), st.floats(0, 3)
+    st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), min_size=1, max_size=8),
+    st.floats(0, 3, width=32, allow_subnormal=False),
 )
 def test_similarity_is_symmetric_and_between_0_and_the_weight(texts, weight):
     kernel = SimilarityKernel(texts, weight)

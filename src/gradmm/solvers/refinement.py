@@ -2,6 +2,8 @@
 
     objective(S) = log D(mean of S, target) + nll_weight * max(0, mean log-perplexity of S - free)
 
+What is free is what the set has before, or less: refinement spends no readability that selection left unspent.
+
 A sweep goes through all places (text, position) once, in random order. At a place, tokens are drawn from the LM's
 own distribution after the class's prompt and the tokens before; each gives a changed text, which is decoded and
 tokenised again before it is judged. Only changed texts go through the model. Every state is a valid set: the
@@ -53,9 +55,9 @@ class RefinementConfig(BaseModel):
     temperature: float = Field(1.0, gt=0)
     """Of the LM's distribution that they are drawn from."""
     nll_weight: float = Field(1.0, ge=0)
-    """[alpha] Weight of the mean log-perplexity (nats per token), as far as it exceeds that of the LM's own
-    samples, beside the logarithm of the distance. More than in selection, because texts that the LM wrote as a
-    whole read better than their log-perplexity says."""
+    """[alpha] Weight of the mean log-perplexity (nats per token), as far as it exceeds that of the selected set and
+    that of the LM's own samples, beside the logarithm of the distance. More than in selection, because texts that
+    the LM wrote as a whole read better than their log-perplexity says."""
 
 
 @dataclass
@@ -66,6 +68,8 @@ class RefinementState:
     objective: float = float("inf")
     start: float = float("inf")
     """Objective of the set that was given."""
+    nll_free: float = 0.0
+    """Mean log-perplexity that costs nothing."""
     step: int = 0
     evaluations: int = 0
     """Changed texts that were judged."""
@@ -117,7 +121,7 @@ class Refiner:
         config: budget and proposals.
         limit: texts that go through the model at once.
         make_generator: a random generator for a purpose.
-        nll_free: mean log-perplexity of a set that costs nothing.
+        nll_free: mean log-perplexity of a set that costs nothing, where the given set has no less.
         form: of the texts, which changed ones keep.
     """
 
@@ -155,8 +159,9 @@ class Refiner:
             texts: the set, at least one text.
         """
         own = self._judge(texts)
-        value = float(self._value(own, self._gram(own, own)))
-        return RefinementState(list(texts), objective=value, start=value, trace=[[0, value]])
+        free = min(self.nll_free, float(own.nll_K.mean()))
+        value = float(self._value(own, self._gram(own, own), free))
+        return RefinementState(list(texts), objective=value, start=value, nll_free=free, trace=[[0, value]])
 
     def stop(self, state: RefinementState) -> Literal["budget", "sweep"] | None:
         """Whether to stop: nothing is left to spend, or a whole sweep brought nothing; None to go on."""
@@ -300,7 +305,8 @@ class Refiner:
         cross_QMn, gram_QMM = self._gram(new, own), self._gram(new, new)
         state.evaluations += len(changed)
         while True:
-            values_M = self._values(own, gram_Qnn, new, cross_QMn, gram_QMM, of_M).nan_to_num(nan=torch.inf)
+            values_M = self._values(own, gram_Qnn, new, cross_QMn, gram_QMM, of_M, state.nll_free)
+            values_M = values_M.nan_to_num(nan=torch.inf)
             best = int(values_M.argmin())
             if not float(values_M[best]) < state.objective - _GAIN * max(1.0, abs(state.objective)):
                 return
@@ -313,13 +319,20 @@ class Refiner:
             state.accepted += 1
             state.accepted_in_sweep += 1
 
-    def _value(self, own: _Judged, gram_Qnn: Tensor) -> Tensor:
+    def _value(self, own: _Judged, gram_Qnn: Tensor, nll_free: float) -> Tensor:
         """The objective of a set (1)."""
         gg_Q1, gt_Q1 = gram_Qnn.sum((1, 2)).unsqueeze(1), own.align_QK.sum(1, keepdim=True)
-        return self._objective(gg_Q1, gt_Q1, own.nll_K.sum(), len(own.texts))
+        return self._objective(gg_Q1, gt_Q1, own.nll_K.mean() - nll_free, len(own.texts))
 
     def _values(
-        self, own: _Judged, gram_Qnn: Tensor, new: _Judged, cross_QMn: Tensor, gram_QMM: Tensor, of_M: Tensor
+        self,
+        own: _Judged,
+        gram_Qnn: Tensor,
+        new: _Judged,
+        cross_QMn: Tensor,
+        gram_QMM: Tensor,
+        of_M: Tensor,
+        nll_free: float,
     ) -> Tensor:
         """The objective of the set with each new text in the place of text `of_M` (M)."""
         # |S - g + g'|^2 = |S|^2 + |g|^2 + |g'|^2 - 2 <S, g> + 2 <S, g'> - 2 <g, g'>
@@ -327,9 +340,11 @@ class Refiner:
         pairs_QM = cross_QMn[:, torch.arange(len(of_M)), of_M]
         gg_QM = gg_QM + 2 * (cross_QMn.sum(2) - pairs_QM) + gram_QMM.diagonal(dim1=1, dim2=2)
         gt_QM = own.align_QK.sum(1, keepdim=True) - own.align_QK[:, of_M] + new.align_QK
-        return self._objective(gg_QM, gt_QM, own.nll_K.sum() - own.nll_K[of_M] + new.nll_K, len(own.texts))
+        n = len(own.texts)
+        nll_M = (own.nll_K.sum() - own.nll_K[of_M] + new.nll_K) / n
+        return self._objective(gg_QM, gt_QM, nll_M - nll_free, n)
 
-    def _objective(self, gg_QM: Tensor, gt_QM: Tensor, nll_M: Tensor, n: int) -> Tensor:
-        """Of sets of n texts, from sums over their texts."""
+    def _objective(self, gg_QM: Tensor, gt_QM: Tensor, excess_M: Tensor, n: int) -> Tensor:
+        """Of sets of n texts, from sums over their texts and log-perplexity beyond what is free."""
         distance_QM = self.formula(gg_QM / n**2, gt_QM / n, self._target_Q.unsqueeze(1))
-        return log_scale(distance_QM.mean(0)) + self.config.nll_weight * (nll_M / n - self.nll_free).clamp_min(0)
+        return log_scale(distance_QM.mean(0)) + self.config.nll_weight * excess_M.clamp_min(0)
