@@ -26,7 +26,7 @@ from gradmm.models import LanguageModel
 from gradmm.progress import Shown, Stage
 from gradmm.seeds import make_generator
 from gradmm.solvers.admm import Admm, AdmmState
-from gradmm.solvers.initial import Start, as_block, join, pick, random_block, write_texts
+from gradmm.solvers.initial import SPARE, Start, as_block, join, pick, random_block, write_texts
 from gradmm.solvers.matching import GradientMatching
 from gradmm.solvers.projection import Projector, Vocabulary
 
@@ -98,7 +98,7 @@ class BlockRunner:
         self.plan = plan_blocks(self.counts, config.block_size)
         self.allowed_V = allowed_tokens(lm.tokenizer, lm.vocab_size, config.bans).to(lm.device)
         self.prompts = PromptCache(lm, task.instruction_ids, self.limit)
-        self.prompts.check_room(config.lengths.max_tokens + 2)  # as many as `write_texts` samples
+        self.prompts.check_room(config.lengths.max_tokens + SPARE)  # as many as `write_texts` samples
         ends_V = None
         if config.projection.end_sentence:
             ends_V = sentence_ends(lm.tokenizer, lm.vocab_size).to(lm.device)

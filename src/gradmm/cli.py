@@ -194,6 +194,9 @@ def doctor(
     dtype: Dtype = None,
     device: Device = None,
     attn_implementation: Attention = None,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Also measure how fast this machine is at what the run would compute.")
+    ] = False,
 ) -> None:
     """Check settings, model and data against each other without running anything."""
     settings = _settings(_flags(context), config, set_)
@@ -202,7 +205,7 @@ def doctor(
     from gradmm.doctor import examine
     from gradmm.present import show_findings
 
-    findings = list(examine(settings))
+    findings = list(examine(settings, bench))
     show_findings(Console(), findings)
     if any(finding.level == "fail" for finding in findings):
         raise typer.Exit(1)

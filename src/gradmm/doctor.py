@@ -1,10 +1,15 @@
-"""`gradmm doctor`: checks settings, model, data and task against each other without running anything."""
+"""`gradmm doctor`: checks settings, model, data and task against each other without running anything.
+
+With `bench` it also measures how fast this machine is at what the run would compute, and so how long that takes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import torch
 
 from gradmm.config import RunConfig
 from gradmm.data.checks import check_fits, match_labels
@@ -16,6 +21,8 @@ from gradmm.errors import GradmmError
 from gradmm.models import LanguageModel, load_model
 from gradmm.privacy.words import plan_lines
 from gradmm.private_run import look_ahead
+from gradmm.throughput import Rate, matrix_peak, measure_rates
+from gradmm.workload import Workload
 
 _SAMPLE = 100  # rows whose rendering is compared with the tokenizer's
 
@@ -29,8 +36,13 @@ class Finding:
     detail: str
 
 
-def examine(config: RunConfig) -> Iterator[Finding]:
-    """Looks at everything that a run needs; goes on as far as what was found allows."""
+def examine(config: RunConfig, bench: bool = False) -> Iterator[Finding]:
+    """Looks at everything that a run needs; goes on as far as what was found allows.
+
+    Args:
+        config: of the run.
+        bench: also measure this machine's speed.
+    """
     model = _attempt(lambda: load_model(config.model))
     if isinstance(model, Finding):
         yield model
@@ -48,10 +60,10 @@ def examine(config: RunConfig) -> Iterator[Finding]:
         yield data
         return
     yield Finding("ok", "data", _describe_data(data))
-    yield from _examine_task(config, model, data)
+    yield from _examine_task(config, model, data, bench)
 
 
-def _examine_task(config: RunConfig, model: LanguageModel, data: LabelledData) -> Iterator[Finding]:
+def _examine_task(config: RunConfig, model: LanguageModel, data: LabelledData, bench: bool) -> Iterator[Finding]:
     def bind() -> BoundTask:
         task = match_labels(config.resolve_task(data.label_names), data)
         return BoundTask(task, model.tokenizer, model.max_length)
@@ -68,11 +80,29 @@ def _examine_task(config: RunConfig, model: LanguageModel, data: LabelledData) -
     )
     yield from fits if config.privacy is None else _examine_privacy(config, model, bound, data)
     yield _compare_rendering(bound, data)
-    yield from _about(
-        lambda: config.count_texts(bound.task.label_names, data.counts()),
-        "work",
-        lambda counts: _describe_work(config, model, bound, counts),
-    )
+    counts = _attempt(lambda: config.count_texts(bound.task.label_names, data.counts()), "work")
+    if isinstance(counts, Finding):
+        yield counts
+        return
+    flop = Workload(model, bound, config).flop(counts, len(data), _row_length(bound, data))
+    yield Finding("ok", "work", _describe_work(counts, flop))
+    if bench:
+        yield from _measure(config, model, bound, flop)
+
+
+def _measure(
+    config: RunConfig, model: LanguageModel, bound: BoundTask, flop: Mapping[str, float]
+) -> Iterator[Finding]:
+    """Speed of the machine in every kind of pass that the run makes, and so the time that it takes."""
+    found = _attempt(lambda: list(measure_rates(model, bound, config)), "speed")
+    if isinstance(found, Finding):
+        yield found
+        return
+    yield Finding("ok", "speed", _describe_peak(model, found[0].peak))
+    for rate in found:
+        yield Finding("ok", "speed", _describe_rate(rate))
+    seconds = sum(flop[rate.kind] / rate.per_second for rate in found)
+    yield Finding("ok", "time", f"about {_rounded(seconds)} on this machine, if it has nothing else to do")
 
 
 def _examine_privacy(
@@ -126,7 +156,7 @@ def _describe_model(model: LanguageModel) -> Finding:
     count = sum(parameter.numel() for parameter in model.model.parameters())
     tied = model.head.weight_VD.data_ptr() == model.model.get_input_embeddings().weight.data_ptr()
     bias = "with" if model.head.bias_V is not None else "without"
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = _name(model.dtype)
     detail = (
         f"{model.name}: {type(model.model).__name__}, {count:,} parameters, {dtype}, "
         f"head {tuple(model.head.weight_VD.shape)} {bias} bias, {'tied' if tied else 'untied'}, "
@@ -166,13 +196,45 @@ def _compare_rendering(bound: BoundTask, data: LabelledData) -> Finding:
     return Finding("note", "rendering", detail)
 
 
-def _describe_work(config: RunConfig, model: LanguageModel, bound: BoundTask, counts: Sequence[int]) -> str:
-    """Tokens that go through the model: forward and, for the x-update, back to the inputs."""
-    length = config.lengths.max_tokens + len(bound.prefix_ids) + len(bound.suffix_ids)
-    steps = config.admm.n_outer * config.admm.n_inner
-    body = sum(p.numel() for p in model.body.parameters()) - model.model.get_input_embeddings().weight.numel()
-    flops = 4.0 * body * sum(counts) * length * steps
+def _row_length(bound: BoundTask, data: LabelledData) -> int:
+    """Mean tokens of the first rows of every class."""
+    lengths = [
+        len(ids)
+        for label in range(data.num_classes)
+        for ids in bound.texts_ids(next(data.iter_batches(label, _SAMPLE)))
+    ]
+    return min(bound.room, -(-sum(lengths) // len(lengths)))
+
+
+def _describe_work(counts: Sequence[int], flop: Mapping[str, float]) -> str:
+    total = sum(flop.values())
     each = f"{counts[0]} of every class" if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)} of a class"
+    parts = ", ".join(f"{kind} {own / total:.0%}" for kind, own in flop.items() if own)
+    return f"{sum(counts)} texts ({each}): about {total / 1e12:.2g} TFLOP ({parts})"
+
+
+def _describe_peak(model: LanguageModel, peak: float) -> str:
+    other = torch.float32 if model.dtype != torch.float32 else torch.bfloat16
+    beside = matrix_peak(model.device, other)
     return (
-        f"{sum(counts)} texts ({each}), {steps} inner steps each: at most {flops / 1e12:.1f} TFLOP in the x-update"
+        f"products of large matrices at {peak / 1e9:,.0f} GFLOP/s in {_name(model.dtype)}, the model's own, "
+        f"and at {beside / 1e9:,.0f} in {_name(other)}"
     )
+
+
+def _describe_rate(rate: Rate) -> str:
+    return (
+        f"{rate.kind}: {rate.texts / rate.seconds:,.1f} texts a second, {rate.per_second / 1e9:,.0f} GFLOP/s, "
+        f"{rate.share:.0%} of that"
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _rounded(seconds: float) -> str:
+    unit, of = next(
+        (u, n) for u, n in (("hours", 3600), ("minutes", 60), ("seconds", 1)) if seconds >= n or n == 1
+    )
+    return f"{max(1.0, seconds / of):.2g} {unit}"

@@ -19,6 +19,7 @@ from gradmm.errors import GradmmError
 
 _SENTENCE_END = re.compile(r"[.!?]['\")]?(?=\s|$)")
 _ROUNDS = 20  # of resampling, before an LM that ends no sentence is given up on
+SPARE = 2  # tokens written beyond what is asked for: text and continuation are not cut into the same everywhere
 
 
 class LengthConfig(BaseModel):
@@ -111,8 +112,7 @@ def write_texts(
     missing, natural = list(range(len(labels))), lengths.distribution == "natural"
     for _ in range(_ROUNDS):
         own = torch.tensor([labels[i] for i in missing], device=prompts.lm.device)
-        # Two more than asked for: text and continuation are not cut into the same tokens everywhere.
-        steps = 2 + (lengths.max_tokens if natural else max(limits[i] for i in missing))
+        steps = SPARE + (lengths.max_tokens if natural else max(limits[i] for i in missing))
         drawn = sample(prompts, own, steps, allowed_V, generator, config.temperature, config.top_p)
         for i, ids in zip(missing, drawn.tolist(), strict=True):
             kept = _cut(task, _before(task.decode(ids), stops), limits[i], lengths)

@@ -54,10 +54,10 @@ class RefinementConfig(BaseModel):
     """Places that are tried together."""
     temperature: float = Field(1.0, gt=0)
     """Of the LM's distribution that they are drawn from."""
-    nll_weight: float = Field(1.0, ge=0)
-    """[alpha] Weight of the mean log-perplexity (nats per token), as far as it exceeds that of the selected set and
-    that of the LM's own samples, beside the logarithm of the distance. More than in selection, because texts that
-    the LM wrote as a whole read better than their log-perplexity says."""
+    nll_weight: float = Field(2.0, ge=0)
+    """[alpha] Weight of the mean log-perplexity (nats per token), as far as it exceeds that of the selected set
+    and that of the LM's own samples, beside the logarithm of the distance. More than in selection, because texts
+    that the LM wrote as a whole read better than their log-perplexity says."""
 
 
 @dataclass

@@ -1,0 +1,148 @@
+"""How fast this machine is at what runs are made of, beside the fastest that it multiplies matrices.
+
+Rates are those of the fastest of several tries, because other programs only ever take time away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from gradmm.blocks import BlockRunner
+from gradmm.config import GenerateConfig
+from gradmm.data.task import BoundTask
+from gradmm.decoding import log_perplexity, sample
+from gradmm.gradients.factors import label_factors
+from gradmm.gradients.target import compute_target
+from gradmm.models import LanguageModel
+from gradmm.solvers.matching import GradientMatching
+from gradmm.training.writer import tune_writer
+from gradmm.workload import GRADIENTS, READABILITY, TUNING, UPDATE, WRITING, Workload
+
+_TRIES = 3
+_SIDE = {"cpu": 2048}  # of square matrices that are large enough for the peak
+_LARGE_SIDE = 8192
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One kind of pass on a full batch of full texts."""
+
+    kind: str
+    """One of `gradmm.workload.PASSES`."""
+    texts: int
+    flop: float
+    """See `gradmm.arithmetic`."""
+    seconds: float
+    peak: float
+    """FLOP/s of a product of large matrices in the model's arithmetic."""
+
+    @property
+    def per_second(self) -> float:
+        """FLOP/s."""
+        return self.flop / self.seconds
+
+    @property
+    def share(self) -> float:
+        """Of the peak."""
+        return self.per_second / self.peak
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype, tries: int = _TRIES) -> float:
+    """FLOP/s of the product of two large square matrices.
+
+    Args:
+        device: where.
+        dtype: of the matrices.
+        tries: the fastest counts.
+    """
+    side = _SIDE.get(device.type, _LARGE_SIDE)
+    a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2.0 * side**3 / _fastest(lambda: torch.mm(a, b), device, tries)
+
+
+def measure_rates(lm: LanguageModel, task: BoundTask, config: GenerateConfig) -> Iterator[Rate]:
+    """Rates of the passes that runs with these settings are made of.
+
+    Args:
+        lm: the model.
+        task: the rendering.
+        config: batch size, block size, length and solver are taken from it.
+
+    Raises:
+        ConfigError: if such texts do not fit the context.
+    """
+    bench, load = _Bench(lm, task, config), Workload(lm, task, config)
+    peak = matrix_peak(lm.device, lm.dtype)
+    asked = load.texts([1], rows=1)
+    for kind, (texts, work) in bench.passes().items():
+        if asked[kind]:
+            flop = texts * load.each(kind, config.lengths.max_tokens)
+            yield Rate(kind, texts, flop, _fastest(work, lm.device, _TRIES), peak)
+
+
+class _Bench:
+    """One batch of texts of random tokens, and what can be done with it."""
+
+    def __init__(self, lm: LanguageModel, task: BoundTask, config: GenerateConfig) -> None:
+        self.lm, self.task, self.config = lm, task, config
+        self.runner = BlockRunner(lm, task, config)
+        self.texts, self.length = config.per_device_batch_size, config.lengths.max_tokens
+        allowed_A = self.runner.allowed_V.nonzero()[:, 0].cpu()
+        generator = torch.Generator().manual_seed(0)
+        drawn_NT = torch.randint(len(allowed_A), (self.texts, self.length), generator=generator)
+        self.ids: list[list[int]] = allowed_A[drawn_NT].tolist()
+
+    def passes(self) -> dict[str, tuple[int, Callable[[], object]]]:
+        """By kind: how many texts go through at once, and the work."""
+        size = min(self.config.block_size, self.texts)
+        blocks = max(1, self.texts // size)
+        return {
+            GRADIENTS: (self.texts, self._gradients),
+            READABILITY: (self.texts, lambda: log_perplexity(self.lm, self.ids, self.runner.limit)),
+            WRITING: (self.texts, self._write),
+            TUNING: (self.config.writer.per_device_train_batch_size, self._tune),
+            UPDATE: (blocks * size, self._x_update(blocks, size)),
+        }
+
+    @torch.no_grad()
+    def _gradients(self) -> None:
+        batch = self.task.collate(self.ids, [0] * self.texts).to(self.lm.device)
+        label_factors(self.lm, batch, batch.embed(self.lm.embeddings_VE), 1)
+
+    def _write(self) -> None:
+        labels_N = torch.zeros(self.texts, dtype=torch.long)
+        generator = torch.Generator().manual_seed(0)
+        sample(self.runner.prompts, labels_N, self.length, self.runner.allowed_V, generator)
+
+    def _tune(self) -> None:
+        """One update. The copy that is tuned is part of it, as it is of a run."""
+        examples = [(self.task.instruction_ids[0], self.ids[0])] * self.config.writer.per_device_train_batch_size
+        config = self.config.writer.model_copy(update={"num_train_epochs": 1.0})
+        tune_writer(self.lm, examples, config, torch.Generator().manual_seed(0))
+
+    def _x_update(self, blocks: int, size: int) -> Callable[[], object]:
+        """One inner step."""
+        text = self.task.decode(self.ids[0])
+        target = compute_target(self.lm, self.task, [[[text]] for _ in self.task.label_ids])
+        lengths_KB = torch.full((blocks, size), self.length)
+        config, projector = self.config.distance, self.runner.projector
+        problem = GradientMatching(self.lm, self.task, target, config, projector, [0] * blocks, lengths_KB)
+        x = self.lm.embeddings_VE[torch.tensor(self.ids[: blocks * size], device=self.lm.device)].float()
+        x = x.view(blocks, size, self.length, -1).requires_grad_()
+        return lambda: torch.autograd.grad(problem.objective(x).sum(), x)
+
+
+def _fastest(work: Callable[[], object], device: torch.device, tries: int) -> float:
+    """Seconds of the fastest try; one more warms up."""
+    seconds = []
+    for _ in range(tries + 1):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
