@@ -6,16 +6,16 @@ import argparse
 
 from rich.console import Console
 
-from benchmarks import anatomy, architectures, candidates, optimizers, quality, sampling, speed
+from benchmarks import anatomy, architectures, candidates, optimizers, quality, sampling, speed, target
 
-TABLES = ["speed", "quality", "anatomy", "architectures", "optimizers", "candidates", "sampling"]
+TABLES = ["speed", "quality", "anatomy", "architectures", "optimizers", "candidates", "sampling", "target"]
 
 
 def main() -> None:
     """Prints the tables that are asked for; all of them, on the demo data, without arguments."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("tables", nargs="*", choices=TABLES, default=TABLES)
-    parser.add_argument("--data", default="demo", help="labelled text for quality and anatomy")
+    parser.add_argument("--data", default="demo", help="labelled text for quality, anatomy and target")
     parser.add_argument("--task", default="sst2", help="its ready-made task")
     parser.add_argument("--rows", type=int, default=400, help="real rows per class")
     parser.add_argument("--texts", type=int, default=50, help="synthetic texts per class")
@@ -38,6 +38,8 @@ def main() -> None:
         candidates.table(console)
     if "sampling" in arguments.tables:
         sampling.table(console)
+    if "target" in arguments.tables:
+        target.table(console, arguments)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 from gradmm import rounds
 from gradmm.errors import ConfigError
 from gradmm.pipeline import generate
+from gradmm.search import Search
 from gradmm.solvers.forms import Form
 from gradmm.training.writer import tune_writer
 from test_pipeline import DATA_FILES, Interrupting, data_bytes, figures, files, tiny_data
@@ -67,6 +68,17 @@ def test_one_round_is_the_lm_alone(tiny_lm: Any, lessons: list[list[Any]]) -> No
     assert set(result.dataset["source"]) == {"lm"}
     assert not lessons
     assert "writer" not in result.metrics["seconds"]
+
+
+@pytest.mark.parametrize(("weight", "looks"), [(0.0, 1), (0.1, 3)])
+def test_labels_are_looked_at_between_rounds_only_where_they_have_a_say(
+    tiny_lm: Any, lessons: list[list[Any]], monkeypatch: pytest.MonkeyPatch, weight: float, looks: int
+) -> None:
+    checks = list[Any]()
+    own = Search.checked
+    monkeypatch.setattr(Search, "checked", lambda self, pools: checks.append(pools) or own(self, pools))
+    make(tiny_lm("gpt2"), selection={"label_weight": weight})
+    assert len(lessons) == 2 and len(checks) == looks
 
 
 def test_the_solver_of_the_paper_writes_no_pool(tiny_lm: Any, lessons: list[list[Any]]) -> None:

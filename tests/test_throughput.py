@@ -66,6 +66,9 @@ def test_texts_in_each_pass_follow_from_the_settings(demo_lm, demo_task):
     assert once == {GRADIENTS: 1000 + 2 * 240, READABILITY: 240, WRITING: 240, TUNING: 0, UPDATE: 0}
     thrice = texts(**plain, writer={"rounds": 3, "share": 0.5, "num_train_epochs": 2})
     assert thrice[READABILITY] == 80 + 160 + 240, "every round looks at all that there is"
+    assert thrice[GRADIENTS] == 1000 + thrice[READABILITY] + 240, "labels are checked at the end"
+    heeded = texts(**plain, writer={"rounds": 3}, selection={"label_weight": 0.1})
+    assert heeded[GRADIENTS] == 1000 + 2 * thrice[READABILITY], "and before, where they have a say"
     assert thrice[TUNING] == 80 + 160 and thrice[WRITING] == 240
     refined = texts(**plain | {"refinement": {"evaluations": 6, "proposals": 3}}, writer={"rounds": 1})
     assert refined[READABILITY] == 240 + 180 and refined[GRADIENTS] == once[GRADIENTS] + 180 + 60
@@ -110,7 +113,7 @@ def test_only_what_a_run_computes_is_measured(demo_lm, demo_task):
 
 
 def test_a_peak_counts_a_multiplication_and_an_addition(monkeypatch):
-    monkeypatch.setattr("gradmm.throughput._fastest", lambda work, device, tries: 0.5)
+    monkeypatch.setattr("gradmm.throughput._fastest", lambda work, device, clock: 0.5)
     assert matrix_peak(torch.device("cpu"), torch.float32) == 2 * 2048**3 / 0.5
     assert Rate("x", 4, 100.0, 2.0, 200.0).share == 0.25
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradmm.continuation import STEPS, Continuation, find_cache
 from gradmm.errors import ConfigError, NonFiniteError
-from gradmm.memory import BatchLimit
+from gradmm.memory import BatchLimit, by_length
 from gradmm.models import LanguageModel
 
 log = logging.getLogger("gradmm")
@@ -48,13 +48,13 @@ class PromptCache:
         self.limit = limit or BatchLimit()
         self.prompts = [list(prompt) for prompt in prompts]
         self.check_room(1)
-        by_length: dict[int, list[int]] = {}
+        alike: dict[int, list[int]] = {}
         for label, prompt in enumerate(self.prompts):
-            by_length.setdefault(len(prompt), []).append(label)
-        self._argument = self._find_cache(list(by_length.values()))
+            alike.setdefault(len(prompt), []).append(label)
+        self._argument = self._find_cache(list(alike.values()))
         self._groups = [
             group
-            for labels in by_length.values()
+            for labels in alike.values()
             for group in self.limit.map(self._prefill, labels, "reading the class prompts")
         ]
 
@@ -246,7 +246,7 @@ def log_perplexity(
     bos = lm.tokenizer.bos_token_id
     rows = [list(ids) if bos is None or list(ids[:1]) == [bos] else [bos, *ids] for ids in texts_ids]
     out = [float("nan")] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    order = by_length(rows)
 
     def some(part: Sequence[int]) -> None:
         for i, value in zip(part, _mean_nll(lm, [rows[i] for i in part]), strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradmm.data.task import Batch, BoundTask
 from gradmm.heads import Head
-from gradmm.memory import BatchLimit
+from gradmm.memory import BatchLimit, by_length
 
 
 class LabelCheckConfig(BaseModel):
@@ -61,7 +61,7 @@ def label_log_probs(
         (N, C), float32, on the CPU; not normalised over classes.
     """
     out_NC = torch.empty(len(texts_ids), len(task.label_ids))
-    order = sorted(range(len(texts_ids)), key=lambda i: len(texts_ids[i]))
+    order = by_length(texts_ids)
 
     def some(part: Sequence[int]) -> None:
         out_NC[list(part)] = class_log_probs(lm, task, [texts_ids[i] for i in part]).cpu()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -69,6 +69,11 @@ class BatchLimit:
                 continue  # outside of the handler, whose traceback holds the tensors that were too many
             yield out
             start += len(part)
+
+
+def by_length(rows: Sequence[Sequence[Any]]) -> list[int]:
+    """The order in which rows of like length stand together, so that little of a batch is padding."""
+    return sorted(range(len(rows)), key=lambda i: len(rows[i]))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

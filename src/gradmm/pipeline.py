@@ -35,7 +35,7 @@ from gradmm.environment import describe_environment
 from gradmm.forming import choose_form
 from gradmm.found import Found, as_found
 from gradmm.gradients.spaces import IDENTITY, Space
-from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
+from gradmm.gradients.target import WINDOW, ClassTarget, ReleasedTarget, class_target
 from gradmm.measures import Measured, measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model
@@ -251,7 +251,7 @@ class _Run:
         return None if kept is None else ClassTarget.from_tensors(_on(kept[0], self.lm.device))
 
     def _release_class(self, label: int, space: Space, stage: Stage) -> None:
-        batches = self.rows.iter_batches(label, self.config.per_device_batch_size)
+        batches = self.rows.iter_batches(label, WINDOW * self.config.per_device_batch_size)
         target = class_target(self.lm, self.task, label, batches, self.limit, stage.advance, space)
         self.folder.save_state(_target_name(label), target.tensors(), {})
 

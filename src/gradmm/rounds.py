@@ -105,7 +105,7 @@ class _Round:
         """Per class, the candidates whose mean gradient is nearest to the target."""
         search, found = self.search, []
         pools = search.pool(self.lm_texts, self.sources, self.form, fewest=1)
-        for label, checked in enumerate(search.checked(pools)):
+        for label, checked in enumerate(search.choosable(pools)):
             count = max(_FEWEST, min(_MOST, round(search.config.writer.share * len(checked.pool))))
             seen = search.look_at(label, checked.pool, checked.score_N, self.target.space)
             chosen = search.select(seen, self.target, min(count, len(checked.pool)))

@@ -27,6 +27,7 @@ from gradmm.gradients.factors import Factors, as_one_set, label_factors
 from gradmm.gradients.spaces import Space, fit_space
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.labelling import calibrated, label_log_probs
+from gradmm.memory import by_length
 from gradmm.progress import Stage
 from gradmm.seeds import make_generator
 from gradmm.solvers.forms import Form
@@ -132,7 +133,8 @@ class Search:
     def public_factors(self, lm_texts: Sequence[Sequence[str]], space: Space) -> list[list[Factors]]:
         """Per class, gradients of the LM's texts that stand for public text, one set for each, in a space."""
         count = self._public_count
-        return [list(self._factors(c, own[:count] or ["."], space)) for c, own in enumerate(lm_texts)]
+        ids = [self.task.texts_ids(list(own[:count]) or ["."]) for own in lm_texts]
+        return [list(self._factors(c, own, space)) for c, own in enumerate(ids)]
 
     # ---- the pool
 
@@ -178,6 +180,12 @@ class Search:
     def check_labels(self, pools: Sequence[Sequence[Candidate]]) -> list[Tensor]:
         """Calibrated probability of the own label of every candidate, per class (N)."""
         return [own_NC[:, label] for label, own_NC in enumerate(self._label_scores(pools))]
+
+    def choosable(self, pools: Sequence[Sequence[Candidate]]) -> list[Checked]:
+        """`checked` for a choice on the way: where labels have no say in it, all scores are 1, at no cost."""
+        if self.config.label_check.relabel or self.config.selection.label_weight:
+            return self.checked(pools)
+        return [Checked(list(pool), torch.ones(len(pool))) for pool in pools]
 
     def checked(self, pools: Sequence[Sequence[Candidate]]) -> list[Checked]:
         """The same beside the candidates, which are relabelled first where that is asked for."""
@@ -296,7 +304,10 @@ class Search:
 
     def kernel(self, label: int, texts: Sequence[str], space: Space) -> FactorKernel:
         """Inner products of the gradients of texts of one class, in a space."""
-        return FactorKernel(self._factors(label, texts, space), self.bias)
+        ids = self.task.texts_ids(list(texts))
+        order = by_length(ids)  # padding costs what text costs
+        blocks = self._factors(label, [ids[i] for i in order], space)
+        return FactorKernel(blocks, self.bias, order=order)
 
     def select(self, seen: Seen, target: ReleasedTarget, count: int) -> Selected:
         """The set of candidates that is best for a target in the space that they were seen in."""
@@ -317,9 +328,8 @@ class Search:
             settings.nll_weight * seen.nll_free,
         )
 
-    def _factors(self, label: int, texts: Sequence[str], space: Space) -> Iterator[Factors]:
+    def _factors(self, label: int, ids: Sequence[Sequence[int]], space: Space) -> Iterator[Factors]:
         """Factors of single texts, in the space, some texts at a time."""
-        ids = self.task.texts_ids(list(texts))
 
         def some(part: Sequence[Sequence[int]]) -> Factors:
             batch = self.task.collate(part, [label] * len(part)).to(self.lm.device)

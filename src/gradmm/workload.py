@@ -89,7 +89,8 @@ class Workload:
         judged = count * refinement.evaluations
         found[WRITING] += candidates
         found[TUNING] += learnt
-        found[GRADIENTS] += 2 * looks + judged * (1 + 1 / refinement.proposals)  # with label check, and proposals
+        checks = looks if self.config.selection.label_weight or self.config.label_check.relabel else candidates
+        found[GRADIENTS] += looks + checks + judged * (1 + 1 / refinement.proposals)  # as long as the label's pass
         found[READABILITY] += looks + judged
 
     def flop(self, counts: Sequence[int], rows: int, row_length: float) -> dict[str, float]:

@@ -19,8 +19,9 @@ from gradmm.errors import DataError
 from gradmm.gradients.distances import DistanceConfig
 from gradmm.gradients.factors import Factors, label_factors
 from gradmm.gradients.spaces import IDENTITY, Space, SpaceConfig, fit_space
-from gradmm.gradients.target import ClassTarget, TargetAccumulator, compute_target
+from gradmm.gradients.target import ClassTarget, TargetAccumulator, class_target, compute_target
 from gradmm.measures import measure
+from gradmm.memory import BatchLimit
 from gradmm.solvers.matching import GradientMatching
 
 MIXED = (" bad", " happy", " surprised")
@@ -79,6 +80,20 @@ def test_batches_of_any_size_give_the_same_target(tiny_lm, tiny_task, size):
         assert_same(own, expected)
 
 
+def test_rows_of_like_length_go_through_the_model_together(tiny_lm, tiny_task, monkeypatch):
+    lm = tiny_lm("phi")
+    task, widths = tiny_task(lm), []
+    own = type(task).collate
+    monkeypatch.setattr(
+        type(task),
+        "collate",
+        lambda self, ids, labels: widths.append(sorted(map(len, ids))) or own(self, ids, labels),
+    )
+    rows = ["a film " * n for n in (9, 1, 8, 2)]
+    class_target(lm, task, 0, [rows], BatchLimit(2))
+    assert len(widths) == 2 and widths[0][-1] < widths[1][0]
+
+
 def test_target_carries_no_autograd_graph(tiny_lm, tiny_task):
     lm = tiny_lm("phi")
     target = compute_target(lm, tiny_task(lm, MIXED), batches(SPLIT, 5))
@@ -93,7 +108,7 @@ def test_a_row_that_is_too_long_is_refused(tiny_lm, tiny_task):
     fits = next("a" * n for n in range(200, 0, -1) if len(task.text_ids("a" * n)) == task.room)
     compute_target(lm, task, [[["bad"]], [[fits]]])
     with pytest.raises(DataError) as caught:
-        compute_target(lm, task, [[["bad"]], [["great"], ["fine", fits + "b"]]])
+        compute_target(lm, task, [[["bad"]], [["great"], ["fine", fits + "b", fits + "bcd"]]])
     assert str(caught.value) == (
         "a row of class 'class 1' has 126 tokens, and the model's context of 128 leaves room for 125: "
         f"'{'a' * 60}'...; shorten or drop such rows"

@@ -413,6 +413,19 @@ def test_more_texts_than_candidates_are_a_mistake():
             Problem(9).select(count)
 
 
+@pytest.mark.parametrize("bias", ["joint", "separate", "ignore"])
+def test_factors_may_come_in_another_order_than_the_candidates(bias):
+    problem = Problem(9, size=9)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(3)).tolist()
+    shuffled = problem.factors.sets(order)
+    blocks = [shuffled.sets(slice(0, 4)), shuffled.sets(slice(4, 9))]
+    plain, other = FactorKernel([problem.factors], bias), FactorKernel(blocks, bias, order=order)
+    torch.testing.assert_close(other.diagonal_QN, plain.diagonal_QN)
+    torch.testing.assert_close(other.align(problem.target), plain.align(problem.target))
+    for j in range(9):
+        torch.testing.assert_close(other.row(j), plain.row(j))
+
+
 # ---- similarity
 
 

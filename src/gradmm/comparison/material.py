@@ -26,7 +26,7 @@ from gradmm.data.task import BoundTask
 from gradmm.forming import choose_form
 from gradmm.found import Seen
 from gradmm.gradients.spaces import IDENTITY, Space
-from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
+from gradmm.gradients.target import WINDOW, ClassTarget, ReleasedTarget, class_target
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.progress import Shown, Stage
@@ -124,7 +124,7 @@ class Material:
         for label in range(self.rows.num_classes):
             name = f"target-{label:06d}"
             if self.folder.load_state(name) is None:
-                batches = self.rows.iter_batches(label, self.config.per_device_batch_size)
+                batches = self.rows.iter_batches(label, WINDOW * self.config.per_device_batch_size)
                 own = class_target(self.lm, self.task, label, batches, self.limit, space=self.space)
                 self.folder.save_state(name, own.tensors(), {})
             classes.append(ClassTarget.from_tensors(self._loaded(name)))

@@ -17,8 +17,10 @@ from gradmm.data.task import BoundTask
 from gradmm.errors import DataError, NonFiniteError
 from gradmm.gradients.factors import Factors, Inner, inner, inner_dense, label_factors
 from gradmm.gradients.spaces import IDENTITY, Space
-from gradmm.memory import BatchLimit
+from gradmm.memory import BatchLimit, by_length
 from gradmm.models import LanguageModel
+
+WINDOW = 16  # batches of rows that are read, and sorted by length, together
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def compute_target(
     Args:
         lm: the model at whose weights the gradients are taken.
         task: the rendering.
-        rows: per class, batches of texts.
+        rows: per class, batches of texts; those of like length of each go through the model together.
         progress: called with the number of rows of each batch that is done.
         limit: rows that go through the model at once.
         space: where the mean is taken.
@@ -161,20 +163,26 @@ def class_target(
     """One class's mean gradient; arguments and errors as of `compute_target`."""
     total = TargetAccumulator()
     for texts in batches:
-        for sums, count in limit.map(lambda part: _summed(lm, task, part, label), texts, "computing the target"):
+        ids = _checked_ids(task, texts, label)
+        alike = [ids[i] for i in by_length(ids)]
+        for sums, count in limit.map(lambda part: _summed(lm, task, part, label), alike, "computing the target"):
             total.add(space(sums), count)
-        progress(len(texts))
+            progress(count)
     return total.mean()
 
 
-def _summed(lm: LanguageModel, task: BoundTask, texts: Sequence[str], label: int) -> tuple[Factors, int]:
-    ids = [task.text_ids(text) for text in texts]
+def _checked_ids(task: BoundTask, texts: Sequence[str], label: int) -> list[list[int]]:
+    ids = task.texts_ids(texts)
     for row, text in zip(ids, texts, strict=True):
         if len(row) > task.room:
             raise DataError(
                 f"a row of class {task.task.label_names[label]!r} has {len(row)} tokens, and the model's context "
                 f"of {task.max_length} leaves room for {task.room}: {text[:60]!r}...; shorten or drop such rows"
             )
+    return ids
+
+
+def _summed(lm: LanguageModel, task: BoundTask, ids: Sequence[list[int]], label: int) -> tuple[Factors, int]:
     batch = task.collate(ids, [label] * len(ids)).to(lm.device)
     mean = label_factors(lm, batch, batch.embed(lm.embeddings_VE), len(ids))
     if not bool(torch.isfinite(mean.r_KJV).all() & torch.isfinite(mean.h_KJD).all()):

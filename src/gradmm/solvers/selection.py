@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal, Protocol
@@ -260,29 +260,40 @@ class FactorKernel:
             that a space has mapped. One pass over them gives a row, and none is ever changed.
         bias: as in `DistanceConfig.bias`; `separate` has two components, weight and bias.
         held_bytes: of factors that stay in memory; the others go into a temporary file. Results are the same.
+        order: which candidate each set of `blocks` is, where they come in another order than the candidates.
 
     Raises:
         OutOfMemoryError: if the temporary folder has no room for the others.
     """
 
-    def __init__(self, blocks: Iterable[Factors], bias: str, held_bytes: int = _HELD_BYTES) -> None:
+    def __init__(
+        self,
+        blocks: Iterable[Factors],
+        bias: str,
+        held_bytes: int = _HELD_BYTES,
+        order: Sequence[int] | None = None,
+    ) -> None:
         self._bias = bias
+        self._at_N = None if order is None else torch.tensor(order).argsort()
         self._blocks = StoredFactors(_grouped(blocks), held_bytes)
         self._starts = list(accumulate((block.num_sets for block in self._blocks), initial=0))
-        self.diagonal_QN = torch.cat([self._joined(inner(block, block)) for block in self._blocks], dim=1).double()
+        self.diagonal_QN = self._each(lambda block: inner(block, block)).double()
 
     def row(self, j: int) -> Tensor:
         """<g_i, g_j> for every i (Q, N), float32."""
+        j = j if self._at_N is None else int(self._at_N[j])
         at = bisect_right(self._starts, j) - 1
         one = self._blocks[at].sets(slice(j - self._starts[at], j - self._starts[at] + 1))
-        return torch.cat([self._joined(inner(block, one)) for block in self._blocks], dim=1)
+        return self._each(lambda block: inner(block, one))
 
     def align(self, target: ClassTarget) -> Tensor:
         """<g_i, T> for every i (Q, N), float64."""
-        return torch.cat([self._joined(target.inner(block)) for block in self._blocks], dim=1).double()
+        return self._each(target.inner).double()
 
-    def _joined(self, found: Inner) -> Tensor:
-        return components(found, self._bias).cpu()
+    def _each(self, product: Callable[[Factors], Inner]) -> Tensor:
+        """An inner product of every candidate (Q, N)."""
+        found_QN = torch.cat([components(product(block), self._bias).cpu() for block in self._blocks], dim=1)
+        return found_QN if self._at_N is None else found_QN[:, self._at_N]
 
 
 def _grouped(blocks: Iterable[Factors]) -> Iterator[Factors]:
