@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,9 +36,10 @@ def refusal(path: Path, fingerprint: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def completed(path: Path) -> Path:
-    """A folder whose run has ended."""
+def completed(path: Path, pause: float = 0.0) -> Path:
+    """A folder whose run has ended; it is held for some seconds more."""
     with RunFolder(path, PRINT) as folder:
+        time.sleep(pause)
         if not folder.is_complete:
             for name in KEPT:
                 folder.write_text(name, f"what {name} holds\n")

@@ -44,7 +44,7 @@ class RefinementConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    evaluations: int = Field(40, ge=0)
+    evaluations: int = Field(80, ge=0)
     """Changed texts that are judged at most, for every text of the set; 0 leaves the set as it was selected."""
     seconds: float | None = Field(None, ge=0)
     """Also stop after so long, with the step that is being made; how far that gets differs from run to run."""
