@@ -114,7 +114,8 @@ def measure_selection(kind: str, size: int, held_bytes: int) -> dict[str, float]
     import torch
 
     from gradmm.gradients.distances import FORMULAS
-    from gradmm.solvers.selection import FactorKernel, select
+    from gradmm.solvers.kernels import FactorKernel
+    from gradmm.solvers.selection import select
 
     with torch.no_grad():
         drawn = _Drawn(size)

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from gradmm.blocks import Made
+from gradmm.solvers.kernels import FactorKernel
 from gradmm.solvers.pool import Candidate
-from gradmm.solvers.selection import FactorKernel
 
 
 @dataclass(frozen=True)

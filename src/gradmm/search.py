@@ -32,10 +32,11 @@ from gradmm.progress import Stage
 from gradmm.seeds import make_generator
 from gradmm.solvers.forms import Form
 from gradmm.solvers.initial import write_texts
+from gradmm.solvers.kernels import FactorKernel, SimilarityKernel
 from gradmm.solvers.pool import Candidate, Pool, fit
 from gradmm.solvers.refinement import FRESH, RefinementState, Refiner
 from gradmm.solvers.relabelling import Checked, relabel
-from gradmm.solvers.selection import Candidates, FactorKernel, Selected, SimilarityKernel, fit_weights, select
+from gradmm.solvers.selection import Candidates, Selected, fit_weights, select
 from gradmm.training.trainable import require_peft
 
 log = logging.getLogger("gradmm")

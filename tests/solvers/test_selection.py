@@ -18,12 +18,11 @@ import oracles
 from gradmm.gradients.distances import FORMULAS, components
 from gradmm.gradients.factors import Factors, inner
 from gradmm.gradients.target import ClassTarget
-from gradmm.solvers import selection
+from gradmm.solvers import kernels, selection
+from gradmm.solvers.kernels import FactorKernel, SimilarityKernel
 from gradmm.solvers.selection import (
     Candidates,
-    FactorKernel,
     SelectionConfig,
-    SimilarityKernel,
     fit_weights,
     select,
 )
@@ -297,7 +296,7 @@ def test_of_candidates_that_tie_the_first_is_chosen():
 @pytest.mark.parametrize("pairs", [1, 3])
 @pytest.mark.parametrize("group", [1, 40, 10**9])
 def test_kernel_of_blocks_is_the_dense_kernel(monkeypatch, name, bias, pairs, group):
-    monkeypatch.setattr(selection, "_GROUP_NUMBERS", group)
+    monkeypatch.setattr(kernels, "_GROUP_NUMBERS", group)
     problem = Problem(5, name, bias, 12, pairs)
     dense_QNN, scale = problem.gram(), float(problem.gram().abs().max())
     for cuts in ([0, 12], [0, 5, 6, 12], list(range(13))):
@@ -330,7 +329,7 @@ def test_a_kernel_holds_one_copy_of_its_factors_in_few_pieces():
 @given(problems(30), st.integers(1, 9), st.sampled_from([0, 1000, 5000]), st.sampled_from([1, 99, 10**9]))
 def test_a_kernel_whose_factors_are_in_a_file_is_the_same_to_the_bit(problem, count, held_bytes, group):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_GROUP_NUMBERS", group)
+        patch.setattr(kernels, "_GROUP_NUMBERS", group)
         cuts = [*range(0, 30, 4), 30]
         held, filed = (
             FactorKernel((problem.factors.sets(slice(a, b)) for a, b in pairwise(cuts)), problem.bias, limit)
