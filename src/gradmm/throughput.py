@@ -6,7 +6,7 @@ Rates are those of the fastest of several tries, because other programs only eve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +74,7 @@ def measure_rates(lm: LanguageModel, task: BoundTask, config: GenerateConfig) ->
 
     Raises:
         ConfigError: if such texts do not fit the context.
+        OutOfMemoryError: if one text does not fit into memory.
     """
     bench, load = _Bench(lm, task, config), Workload(lm, task, config)
     peak = matrix_peak(lm.device, lm.dtype)
@@ -108,9 +109,13 @@ class _Bench:
             UPDATE: (blocks * size, self._x_update(blocks, size)),
         }
 
-    @torch.no_grad()
     def _gradients(self) -> None:
-        batch = self.task.collate(self.ids, [0] * self.texts).to(self.lm.device)
+        for _ in self.runner.limit.map(self._factors, self.ids, "measuring speed"):
+            pass
+
+    @torch.no_grad()
+    def _factors(self, ids: Sequence[list[int]]) -> None:
+        batch = self.task.collate(ids, [0] * len(ids)).to(self.lm.device)
         label_factors(self.lm, batch, batch.embed(self.lm.embeddings_VE), 1)
 
     def _write(self) -> None:
