@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gradmm.arithmetic import Arithmetic, arithmetic_of
 from gradmm.config import GenerateConfig
-from gradmm.throughput import Rate, _Bench, matrix_peak, measure_rates
+from gradmm.throughput import Rate, _Bench, _fastest, matrix_peak, measure_rates
 from gradmm.workload import GRADIENTS, PASSES, READABILITY, TUNING, UPDATE, WRITING, Workload
 
 DENSE = ("gpt2", "gptj", "opt", "bloom", "neox", "phi", "falcon", "llama", "qwen3", "olmo2", "gemma2", "cohere")
@@ -110,6 +110,26 @@ def test_only_what_a_run_computes_is_measured(demo_lm, demo_task):
     for rate in rates:
         assert rate.texts == 2 and rate.flop == 2 * load.each(rate.kind, 4)
         assert rate.seconds > 0 and 0 < rate.share == rate.flop / rate.seconds / rate.peak
+
+
+@pytest.mark.parametrize(
+    ("took", "tries", "fastest"),
+    [([9, 2, 1, 3], 1, 9), ([4, 2, 1, 3], 4, 1), ([1, 3, 2, 4], 4, 2), ([4, 2, 9], 3, 2)],
+)
+def test_the_fastest_try_counts_and_what_takes_long_is_done_once(took, tries, fastest):
+    now, done = [0.0], []
+
+    def work():
+        now[0] += took[len(done)]
+        done.append(now[0])
+
+    assert _fastest(work, torch.device("cpu"), lambda: now[0]) == fastest
+    assert len(done) == tries
+
+
+def test_every_architecture_can_be_counted(each_tiny_lm):
+    cost = arithmetic_of(each_tiny_lm)
+    assert cost.body > 0 and cost.head > 0 and cost.pair >= 0
 
 
 def test_a_peak_counts_a_multiplication_and_an_addition(monkeypatch):
