@@ -124,7 +124,7 @@ def measure_selection(kind: str, size: int, held_bytes: int) -> dict[str, float]
         candidates = _candidates(kernel, drawn)
         prepared = time.perf_counter() - began - drawn.seconds
         began = time.perf_counter()
-        found = select(candidates, CHOSEN, FORMULAS["cosine"])
+        found = select(candidates, [CHOSEN], FORMULAS["cosine"])
     exchanges, seconds = len(found.trace) - 1, {"prepared": prepared, "selected": time.perf_counter() - began}
     return seconds | {"exchanges": exchanges, "objective": found.objective, "peak": _peak()}
 
@@ -198,8 +198,8 @@ def _candidates(kernel: Any, drawn: _Drawn) -> Candidates:
     others = like_them.some(200, shift=0.5)
     r_1JV, h_1JD = (part.transpose(0, 1) for part in (others.r_KJV, others.h_KJD))
     target = ClassTarget(Factors(r_1JV, h_1JD, torch.full((1, 200), 1 / 200)), None)
-    penalty_N = torch.zeros(drawn.size, dtype=torch.float64)
-    return Candidates(kernel, kernel.align(target), target.square_norm().weight_K.double(), penalty_N)
+    penalty_N, of_N = torch.zeros(drawn.size, dtype=torch.float64), torch.zeros(drawn.size, dtype=torch.long)
+    return Candidates(kernel, kernel.align(target), target.square_norm().weight_K.double(), penalty_N, of_N)
 
 
 def _peak() -> float:

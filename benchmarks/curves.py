@@ -91,9 +91,9 @@ class Measured:
     def chosen(self, count: int, alpha: float) -> Texts:
         """The best set of the pool."""
         search, found = self.material.search(count, selection=SelectionConfig(nll_weight=alpha)), []
-        for label in range(self.material.rows.num_classes):
-            seen = self.material.seen("grown", label)
-            found.append([seen.pool[i].text for i in search.select(seen, self.material.target, count).indices])
+        for seen in self.material.seen("grown", self.material.target):
+            members = search.select(seen, self.material.target, [count] * len(seen.classes)).indices
+            found += [[seen.pool[i].text for i in own] for own in seen.by_class(members)]
         return found
 
     def curve(self, solver: str, count: int) -> Iterator[dict[str, Any]]:

@@ -30,13 +30,13 @@ from benchmarks.material import TRAINING, accuracy, material, test_rows
 from gradmm.comparison.material import Material
 from gradmm.comparison.methods import METHODS
 from gradmm.comparison.statistics import interval
-from gradmm.gradients.factors import label_factors
 from gradmm.gradients.private_target import PrivateAccumulator, geometry, public_clip
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.measures import measure
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.privacy.mechanism import SystemNoise
 from gradmm.privacy.planning import expected_snr, make_plan
+from gradmm.private_run import with_bias
 from gradmm.private_settings import MAPS
 
 DELTA = 1e-5
@@ -120,8 +120,8 @@ def sets(own: Material, arguments: argparse.Namespace) -> Iterator[tuple[str, li
 
 def clipped_sums(own: Material) -> tuple[PrivateAccumulator, float]:
     """Of all real rows, clipped at the median norm of what the LM wrote."""
-    public = own.search(own.budget).public_factors(own.lm_texts, own.space)
-    has_bias = own.lm.head.bias_V is not None
+    public = own.search(own.budget).public.factors(own.lm_texts, own.space)
+    has_bias = with_bias(own.lm, own.config)
     clip = public_clip([part for some in public for part in some], has_bias)
     sums = PrivateAccumulator(geometry(own.lm, own.space, has_bias), own.rows.num_classes, clip)
     for label in range(own.rows.num_classes):
@@ -129,8 +129,8 @@ def clipped_sums(own: Material) -> tuple[PrivateAccumulator, float]:
             ids = own.task.texts_ids(texts)
             batch = own.task.collate(ids, [label] * len(ids))
             with torch.no_grad():
-                rows = label_factors(own.lm, batch, batch.embed(own.lm.embeddings_VE), 1)
-            sums.add(label, own.space(rows), len(ids))
+                rows = own.space.factors(own.lm, batch, batch.embed(own.lm.embeddings_VE), 1)
+            sums.add(label, rows, len(ids))
     return sums, clip
 
 
@@ -142,11 +142,12 @@ def noisy(own: Material, sums: PrivateAccumulator, clip: float, epsilon: float) 
         neighboring_relation="add_or_remove_one",
         num_rows=sum(own.rows.counts()),
     )
-    sizes = geometry(own.lm, own.space, own.lm.head.bias_V is not None)
+    sizes = geometry(own.lm, own.space, with_bias(own.lm, own.config))
     plan = make_plan(privacy)
     means_CM, _ = sums.release(plan, [float(count) for count in own.rows.counts()], SystemNoise())
     snr = expected_snr(plan.noise_multiplier, sizes.dimension, min(own.rows.counts()))
-    return own.with_target([sizes.target(mean_M, own.lm.device) for mean_M in means_CM]), snr
+    target = ReleasedTarget(tuple(sizes.target(mean_M, own.lm.device) for mean_M in means_CM), own.space)
+    return target.centred() if own.config.space.centred else target, snr
 
 
 def grouped(lines: list[dict[str, Any]]) -> dict[tuple[str, float], dict[str, list[float]]]:

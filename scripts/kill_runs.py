@@ -220,7 +220,7 @@ def stage_of(folder: Path) -> str:
     reached = {
         "tidying": (folder / SUMS).exists(),
         "result": any((folder / name).exists() for name in result),
-        "measure": len(sets) == 2,
+        "measure": bool(sets),  # one of both classes
         "search": admm_is_done,
         "admm": bool(waves) or len(targets) == 2,
         "target": "space" in held,

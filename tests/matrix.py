@@ -39,7 +39,7 @@ ROWS = [
 ]
 TINY = {
     **{"solver": "admm", "texts_per_class": 2, "block_size": 2, "initial": {"candidates": 1}, "references": False},
-    **{"admm": {"n_outer": 1, "n_inner": 1}, "projection": {"end_sentence": False}},
+    **{"admm": {"n_outer": 1, "n_inner": 1}, "projection": {"end_sentence": False}, "space": {"public_texts": 3}},
     "lengths": {"distribution": "uniform", "min_tokens": 3, "max_tokens": 4},
 }
 

@@ -23,11 +23,11 @@ from gradmm.config import load_config
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 VERBS = ("demo", "generate", "preview", "doctor", "train", "evaluate", "compare")
-LINES = re.compile(r"(target|admm|measure): .*")  # all that stderr may hold
+LINES = re.compile(r"(pool|target|admm|measure): .*")  # all that stderr may hold
 SMALL = {
     "solver": "admm",
     **{"admm.n_outer": 2, "admm.n_inner": 2, "admm.relative_tolerance": 0},
-    "initial.candidates": 1,
+    **{"initial.candidates": 1, "space.public_texts": 3},
     "lengths.distribution": "uniform",
     "lengths.min_tokens": 4,
     "lengths.max_tokens": 7,
@@ -155,7 +155,8 @@ def test_generate_from_flags_alone(run: Run, data: list[str], tiny: list[str], t
     flags = [*tiny, "--task", "sst2", "--texts-per-class", "12", "--seed", "3", *data, *SETS]
     outcome = run("generate", *flags, "-o", "a")
     assert outcome.code == 0
-    assert outcome.err.splitlines()[0] == "target: 10 rows"
+    said = [line for line in outcome.err.splitlines() if " done in " not in line]
+    assert said[:2] == ["pool: 6 LM texts", "target: 10 rows"]
     assert all(LINES.fullmatch(line) for line in outcome.err.splitlines())
     texts = texts_in("a")
     assert len(texts) == 24
@@ -309,7 +310,7 @@ def test_preview_shows_texts_of_every_class_and_keeps_nothing(run: Run) -> None:
     assert [lines[0], lines[3]] == ["negative", "positive"]
     assert len(lines) == 6
     assert all(re.match(r"  \S", lines[at]) for at in (1, 2, 4, 5))
-    assert outcome.err.splitlines()[0] == "target: 8 rows"  # quick: not all of the demo's 240
+    assert "target: 8 rows" in outcome.err.splitlines()  # quick: not all of the demo's 240
     assert all(LINES.fullmatch(line) for line in outcome.err.splitlines())
     assert list(Path().iterdir()) == []
 
@@ -417,14 +418,14 @@ def interrupted(run: Run, small: Path, tiny_folder: Path, tmp_path_factory: pyte
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    left = {path.name.split("-")[0] for path in (folder / "state").glob("*.safetensors")}
+    left = {path.stem.split("-")[0] for path in (folder / "state").glob("*.safetensors")}
     return Interrupted(folder, Outcome(process.returncode, out, err), left, run(*words))
 
 
 def test_control_c_ends_with_130(interrupted: Interrupted) -> None:
     assert (interrupted.first.code, interrupted.first.out) == (130, "")
     assert "Traceback" not in interrupted.first.err
-    assert interrupted.left == {"target", "admm"}
+    assert interrupted.left == {"pool", "space", "target", "admm"}
 
 
 def test_control_c_tells_how_to_go_on(interrupted: Interrupted) -> None:
@@ -435,7 +436,7 @@ def test_control_c_tells_how_to_go_on(interrupted: Interrupted) -> None:
 def test_the_same_command_goes_on_and_ends(interrupted: Interrupted) -> None:
     code, out, err = interrupted.second
     assert code == 0
-    assert not err.startswith("target:")  # that is done already
+    assert "target:" not in err  # that is done already
     assert all(LINES.fullmatch(line) for line in err.splitlines())
     texts = texts_in(interrupted.folder)
     assert out.split("\n")[:6] == [
@@ -447,7 +448,8 @@ def test_the_same_command_goes_on_and_ends(interrupted: Interrupted) -> None:
     assert json.loads((interrupted.folder / "metrics.json").read_text())["trace"][-1]["outer"] == OUTER
     assert not (interrupted.folder / "state").exists()
     log_lines = (interrupted.folder / "run.log").read_text().splitlines()
-    assert [line.split()[1] for line in log_lines if "done in" in line] == ["target:", "admm:", "measure:"]
+    stages = [line.split()[1] for line in log_lines if "done in" in line]
+    assert stages == ["pool:", "target:", "pool:", "admm:", "measure:"]  # texts that are there are read
 
 
 def test_a_process_ends_with_the_codes_of_failure_and_misuse(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_an_unknown_key_names_the_nearest(key: str, meant: str, given_in: str, t
 
 
 def test_an_unknown_key_that_is_near_to_none_lists_them(tmp_path: Path) -> None:
-    known = "; known: bias, name, tag_factor"
+    known = "; known: bias, classes, name, tag_factor"
     assert refusal(None, {}, ["distance.zzz=1"]) == "unknown setting 'distance.zzz'" + known
     assert refusal(written(tmp_path, "1: 2")).startswith("unknown setting '1'; known: admm, ")
 

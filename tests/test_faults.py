@@ -40,6 +40,7 @@ SMALL = {
     "block_size": 1,
     "per_device_batch_size": 2,
     "initial": {"candidates": 1},
+    "space": {"public_texts": 2},
     "solver": "admm",
     "admm": {"n_outer": 2, "n_inner": 1, "relative_tolerance": 0},
     "lengths": {"distribution": "uniform", "min_tokens": 3, "max_tokens": 5},
@@ -111,7 +112,7 @@ def unfinished(go: Go, tmp_path_factory: pytest.TempPathFactory) -> Begun:
 
 @pytest.fixture(params=["interrupted", "ended"])
 def run_folder(request: pytest.FixtureRequest, begun: Begun, whole: Path, tmp_path: Path) -> Path:
-    return begun(5) if request.param == "interrupted" else shutil.copytree(whole, tmp_path / "run")
+    return begun(7) if request.param == "interrupted" else shutil.copytree(whole, tmp_path / "run")
 
 
 def files(folder: Path) -> set[str]:
@@ -131,7 +132,9 @@ def same(folder: Path, whole: Path) -> bool:
 # ---- the disk
 
 
-WRITES = 13  # fingerprint, config, environment, two targets, two waves of two iterations, data, metrics, checksums
+WRITES = 16
+"""Fingerprint, config, environment, LM texts of two classes, the space, two targets, two waves of two iterations,
+data twice, metrics, checksums."""
 ONCE = [(os, "replace", nth) for nth in range(1, WRITES + 1)]
 ONCE += [(module, call, nth) for module, call in ((tempfile, "mkstemp"), (os, "fsync")) for nth in (1, 9, WRITES)]
 
@@ -166,7 +169,8 @@ def test_that_was_every_file_of_a_run(go: Go, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "replace", lambda *args: (calls.append(Path(args[1]).name), real(*args)))
     go(tmp_path / "run")
     assert len(calls) == WRITES
-    assert {name.split("-")[0] for name in calls} >= {"target", "admm", "metrics.json", "SHA256SUMS"}
+    kinds = {name.split("-")[0] for name in calls}
+    assert kinds >= {"pool", "space.safetensors", "target", "admm", "metrics.json", "SHA256SUMS"}
 
 
 @pytest.mark.parametrize("instead", ["folder", "full"])
@@ -195,7 +199,7 @@ def test_a_log_that_cannot_be_written_does_not_end_a_run(
 # ---- the folder
 
 
-@pytest.mark.parametrize("advances", [1, 2, 4, 7, 9])
+@pytest.mark.parametrize("advances", [1, 3, 4, 6, 9, 11])
 def test_a_folder_that_is_removed_ends_the_run_and_stays_away(go: Go, tmp_path: Path, advances: int) -> None:
     folder = tmp_path / "run"
     with pytest.raises(RunFolderError, match="it is not there any more or never was") as caught:
@@ -223,8 +227,8 @@ def test_a_folder_that_is_in_use_is_refused_and_the_first_run_goes_on(go: Go, wh
 @pytest.mark.parametrize(
     ("advances", "count", "how"),
     [
-        *((10, 4, how) for how in ("changed", "cut", "emptied", "removed")),
-        *((advances, count, "changed") for advances, count in ((3, 1), (5, 2), (7, 3))),
+        *((12, 7, how) for how in ("changed", "cut", "emptied", "removed")),
+        *((advances, count, "changed") for advances, count in ((1, 1), (3, 3), (5, 4), (7, 5), (9, 6))),
     ],
 )
 def test_damaged_checkpoints_are_named_and_made_again(

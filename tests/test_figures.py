@@ -97,25 +97,27 @@ def test_a_curve_keeps_its_ends_and_its_order(count: int) -> None:
     assert all(tuple(point) in points for point in found)
 
 
-def test_history_has_the_mean_over_blocks_and_every_class() -> None:
+def test_history_has_the_mean_over_blocks_and_every_group_of_classes() -> None:
     trace = [
         {"outer": outer, "best": best, "primal_residual": 1.0, "dual_residual": 2.0}
         for outer, best in ((1, 0.5), (2, 0.25), (1, 0.25), (2, 0.125))
     ]
-    classes = [
-        {"exchanges": [0.0, -1.0], "refinement": [[0, -1.0], [8, -1.5]]},
-        {"exchanges": [3.0], "refinement": []},
+    groups = [
+        {"classes": [1], "exchanges": [0.0, -1.0], "refinement": [[0, -1.0], [8, -1.5]]},
+        {"classes": [3], "exchanges": [3.0], "refinement": []},
+        {"classes": [0, 2], "exchanges": [2.0, 1.0], "refinement": []},
     ]
     found = {
-        (one["stage"], one["label"], one["quantity"]): one["points"] for one in figures.history(trace, classes)
+        (one["stage"], one["label"], one["quantity"]): one["points"] for one in figures.history(trace, groups)
     }
     assert found == {
         ("admm", None, "distance"): [[1, 0.375], [2, 0.1875]],
         ("admm", None, "primal residual"): [[1, 1.0], [2, 1.0]],
         ("admm", None, "dual residual"): [[1, 2.0], [2, 2.0]],
-        ("selection", 0, "objective"): [[0, 0.0], [1, -1.0]],
-        ("refinement", 0, "objective"): [[0, -1.0], [8, -1.5]],
-    }, "a curve of one point, or of none, is no curve"
+        ("selection", 1, "objective"): [[0, 0.0], [1, -1.0]],
+        ("refinement", 1, "objective"): [[0, -1.0], [8, -1.5]],
+        ("selection", None, "objective"): [[0, 2.0], [1, 1.0]],
+    }, "a curve of one point, or of none, is no curve; that of several classes is no single one's"
 
 
 def test_the_nearest_row_shares_most_word_pairs() -> None:

@@ -24,7 +24,9 @@ SENTENCES = {"min_tokens": 6, "max_tokens": 24}
 
 
 def make(lm: Any, data: Any, *given: Any, lengths: Any = None, **pool: Any) -> Any:
-    changes = {"pool": {"texts_per_text": 12} | pool} | ({"lengths": lengths} if lengths else {})
+    pool = {"texts_per_text": 12} | pool
+    space = {"public_texts": 3 * pool["texts_per_text"]}  # all that is written
+    changes = {"pool": pool, "space": space} | ({"lengths": lengths} if lengths else {})
     return generate(lm, "sst2", data, config(**changes), *given)
 
 

@@ -63,7 +63,7 @@ def test_runs_were_killed_often_and_in_every_stage(killed: Kills) -> None:
 def test_runs_were_killed_while_files_were_written(killed: Kills) -> None:
     states = [
         f"state/{name}.safetensors"
-        for name in ("pool-000000-000000", "space", "target-000001", "admm-000000", "set-000001")
+        for name in ("pool-000000-000000", "space", "target-000001", "admm-000000", "set-000000")
     ]
     for name in (*WRITTEN, *states):
         assert {f"open {name}~", f"half of {name}", f"os.rename {name}~"} <= set(killed.points)

@@ -22,7 +22,9 @@ REAL = [
     ["The film is great.", "A fine story and a great end."],
 ]
 OTHER = [["This makes me feel sad.", "bad bad bad"], ["happy", "This film makes me happy. A great end!"]]
+UNEVEN = [[*OTHER[0], "dull"], OTHER[1][:1]]
 JOINT = DistanceConfig(bias="joint")
+APART = DistanceConfig(bias="joint", classes="apart")
 
 BindTask = Callable[..., BoundTask]
 
@@ -73,34 +75,46 @@ def test_distinct_2_without_pairs_is_no_number(texts: list[str]) -> None:
 # ---- measure
 
 
+def one_minus_cosine(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+    return 1 - float(torch.cosine_similarity(mine, theirs, dim=0))
+
+
+@pytest.mark.parametrize("texts", [OTHER, UNEVEN], ids=["even", "uneven"])
 @pytest.mark.parametrize("kind", ["phi", "llama", "gpt2"])  # a bias in the head; a BOS token; tied
 def test_the_distance_is_one_minus_the_cosine_of_the_gradients(
-    kind: str, tiny_lm: Any, tiny_task: BindTask
+    kind: str, texts: list[list[str]], tiny_lm: Any, tiny_task: BindTask
 ) -> None:
+    """Of classes together: of the mean gradients of all texts, those of the target in the set's proportions."""
     lm = tiny_lm(kind)
     task = tiny_task(lm, verbalisers=(" bad", " great fun"))  # one label token, and several
-    own, *_ = measure(lm, task, target_of(lm, task, REAL), JOINT, OTHER, limit=BatchLimit(1))
-    expected = []
-    for label in range(2):
-        mine, theirs = (slow_gradient(lm, task, texts[label], label) for texts in (OTHER, REAL))
-        expected.append(1 - float(torch.cosine_similarity(mine, theirs, dim=0)))
+    target = target_of(lm, task, REAL)
+    apart, together = (measure(lm, task, target, c, texts, limit=BatchLimit(1))[0] for c in (APART, JOINT))
+    mine, theirs = ([slow_gradient(lm, task, some[c], c) for c in range(2)] for some in (texts, REAL))
+    expected = [one_minus_cosine(*pair) for pair in zip(mine, theirs, strict=True)]
     assert min(expected) > 0.01
-    assert list(own.class_distances) == pytest.approx(expected, abs=1e-5)
-    assert own.distance == pytest.approx(sum(expected) / 2, abs=1e-5)
+    for own in (apart, together):
+        assert list(own.class_distances) == pytest.approx(expected, abs=1e-5)
+    assert apart.distance == pytest.approx(sum(expected) / 2, abs=1e-5)
+    counts, total = [len(own) for own in texts], sum(map(len, texts))
+    sums = [sum(n * own for n, own in zip(counts, some, strict=True)) / total for some in (mine, theirs)]
+    assert together.distance == pytest.approx(one_minus_cosine(*sums), abs=1e-5)
+    assert abs(together.distance - apart.distance) > 1e-4, "so it matters which of both is taken"
 
 
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("classes", ["together", "apart"])
 @pytest.mark.parametrize("name", ["cosine", "relative_l2", "tag"])
 @pytest.mark.parametrize("kind", ["phi", "llama"])
 def test_real_rows_are_at_no_distance_from_their_own_target(
-    kind: str, name: str, tiny_lm: Any, tiny_task: BindTask
+    kind: str, name: str, classes: str, centred: bool, tiny_lm: Any, tiny_task: BindTask
 ) -> None:
     lm = tiny_lm(kind)
-    task, config = tiny_task(lm), DistanceConfig.model_validate({"name": name})
-    target = target_of(lm, task, REAL)
+    task, config = tiny_task(lm), DistanceConfig.model_validate({"name": name, "classes": classes})
+    target = target_of(lm, task, REAL).centred() if centred else target_of(lm, task, REAL)
     own, *_ = measure(lm, task, target, config, REAL, limit=BatchLimit(2))
-    assert own.class_distances == pytest.approx((0, 0), abs=1e-4)
+    assert (own.distance, *own.class_distances) == pytest.approx((0, 0, 0), abs=1e-4)
     far, *_ = measure(lm, task, target, config, OTHER)
-    assert min(far.class_distances) > 1e-2  # so nought is not what everything gets
+    assert min(far.distance, *far.class_distances) > 1e-2  # so nought is not what everything gets
 
 
 def test_real_rows_of_the_demo_are_at_no_distance(demo_lm: LanguageModel, demo_task: BoundTask) -> None:
@@ -122,6 +136,7 @@ def test_duplicates_change_nothing_but_counts(tiny_lm: Any, tiny_task: BindTask)
     assert twice.tokens == once.tokens
     assert twice.log_perplexity == pytest.approx(once.log_perplexity)
     assert twice.class_distances == pytest.approx(once.class_distances, abs=1e-5)
+    assert twice.distance == pytest.approx(once.distance, abs=1e-5)
     for own, doubled in zip(nll, nll_twice, strict=True):
         assert doubled == pytest.approx(own * 2)
 
@@ -130,7 +145,7 @@ def test_the_other_figures_are_means_over_all_texts(tiny_lm: Any, tiny_task: Bin
     lm = tiny_lm("gpt2")
     task = tiny_task(lm)
     uneven = [["The film is bad.", "A dull story with a bad end.", "dull"], ["A great end."]]
-    own, nll, *_ = measure(lm, task, target_of(lm, task, REAL), JOINT, uneven)
+    own, nll, *_ = measure(lm, task, target_of(lm, task, REAL), APART, uneven)
     ids = [task.text_ids(text) for texts in uneven for text in texts]
     one_by_one = [log_perplexity(lm, [row])[0] for row in ids]
     assert [len(values) for values in nll] == [3, 1]

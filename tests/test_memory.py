@@ -14,6 +14,7 @@ import torch
 from gradmm.config import GenerateConfig
 from gradmm.errors import OutOfMemoryError
 from gradmm.gradients.factors import label_factors
+from gradmm.gradients.losses import VOCABULARY, VerbaliserLoss
 from gradmm.memory import BatchLimit, is_out_of_memory
 from gradmm.models import LanguageModel
 from gradmm.pipeline import generate
@@ -39,10 +40,10 @@ def room_for(most: int, error: BaseException = CUDA) -> Callable[[Any], list[Any
 
 
 class LittleMemory(Reporter):
-    """From the first stage on, the body of a model holds at most so many texts, but for its first calls."""
+    """From a stage on (None: the first), a model's body holds at most so many texts, but for its first calls."""
 
-    def __init__(self, lm: LanguageModel, most: int, calls: int = 0) -> None:
-        self.most, self.calls, self.begun = most, calls, False
+    def __init__(self, lm: LanguageModel, most: int, calls: int = 0, since: str | None = None) -> None:
+        self.most, self.calls, self.since, self.begun = most, calls, since, False
         self.hook = lm.body.register_forward_pre_hook(self.check, with_kwargs=True)
 
     def __enter__(self) -> LittleMemory:
@@ -52,7 +53,7 @@ class LittleMemory(Reporter):
         self.hook.remove()
 
     def stage(self, name: str, total: float, unit: str) -> Any:
-        self.begun = True
+        self.begun = self.begun or self.since in (None, name)
         return super().stage(name, total, unit)
 
     def check(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -71,6 +72,7 @@ def config(**changes: Any) -> GenerateConfig:
         "block_size": 3,
         "initial": {"candidates": 2},
         "per_device_batch_size": 16,
+        "space": {"public_texts": 20},
     }
     admm = {"n_outer": 3, "n_inner": 2, "relative_tolerance": 0}
     lengths = {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8}
@@ -135,13 +137,15 @@ def test_torch_s_own_error_is_recognised() -> None:
 # ---- less memory, the same gradient
 
 
-def test_a_gradient_in_parts_is_the_whole_one(demo_lm: LanguageModel, demo_task: Any) -> None:
+@pytest.mark.parametrize("loss", ["verbalisers", "vocabulary"])
+def test_a_gradient_in_parts_is_the_whole_one(demo_lm: LanguageModel, demo_task: Any, loss: str) -> None:
     ids = [demo_task.text_ids(text) for text, _ in ROWS[:6]]
-    batch = demo_task.collate(ids, [0] * 6)
+    batch = demo_task.collate(ids, [0, 1, 1, 0, 1, 0])
+    of = VOCABULARY if loss == "vocabulary" else VerbaliserLoss.of(demo_task)
 
     def gradient(limit: BatchLimit | None) -> list[torch.Tensor]:
         embeds_NSE = batch.embed(demo_lm.embeddings_VE).requires_grad_()
-        factors = label_factors(demo_lm, batch, embeds_NSE, 3, limit)
+        factors = label_factors(demo_lm, batch, embeds_NSE, 3, limit, of)
         value = (factors.r_KJV.square().sum() + factors.h_KJD.square().sum()) * factors.weight_KJ.sum()
         return [factors.r_KJV, factors.h_KJD, factors.weight_KJ, *torch.autograd.grad(value, embeds_NSE)]
 
@@ -179,12 +183,15 @@ def roomy(tiny_lm: Any) -> list[str]:
     return list(generate(tiny_lm("gpt2"), "sst2", ROWS, config()).dataset["text"])
 
 
-@pytest.mark.parametrize("most", [11, 6, 3, 2, 1])  # texts; a block has three
+@pytest.mark.parametrize(
+    ("most", "since"), [*((most, "target") for most in (11, 6, 3, 2, 1)), (6, None), (1, None)]
+)
 def test_a_run_with_little_memory_ends_with_the_same_texts(
-    most: int, roomy: list[str], tiny_lm: Any, caplog: pytest.LogCaptureFixture
+    most: int, since: str | None, roomy: list[str], tiny_lm: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """So many texts, and a block has three; public text is written with all of the memory, or with as little."""
     lm = tiny_lm("gpt2")
-    with LittleMemory(lm, most) as memory:
+    with LittleMemory(lm, most, since=since) as memory:
         result = generate(lm, "sst2", ROWS, config(), reporter=memory)
     assert list(result.dataset["text"]) == roomy
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
@@ -196,8 +203,9 @@ def test_a_run_with_little_memory_ends_with_the_same_texts(
 def test_memory_that_runs_out_later_splits_what_was_begun(
     calls: int, roomy: list[str], tiny_lm: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Later than when public text was written: ADMM is at work by then."""
     lm = tiny_lm("gpt2")
-    with LittleMemory(lm, 4, calls) as memory:
+    with LittleMemory(lm, 4, calls, since="target") as memory:
         result = generate(lm, "sst2", ROWS, config(references=False), tmp_path / "run", memory)
     assert list(result.dataset["text"]) == roomy
     assert any(

@@ -226,8 +226,10 @@ def test_the_metrics_say_what_was_spent_and_that_distances_are_to_a_noisy_target
         "row",
     )
     assert private["noise_multiplier"] == spend["event"]["noise_multiplier"] and private["clip"] == spend["bound"]
-    assert private["divisors"] == [1000, 1000] and 2 * private["dimension"] == spend["dimension"] == 128
-    assert private["noise_norm"] == pytest.approx(private["noise_multiplier"] * 8 / 1000)
+    numbers = 2 * (32 + 1)  # two verbalisers, of whose bias the centre is made
+    assert private["divisors"] == [1000, 1000] and private["dimension"] == numbers
+    assert spend["dimension"] == 2 * numbers
+    assert private["noise_norm"] == pytest.approx(private["noise_multiplier"] * numbers**0.5 / 1000)
     assert private["expected_snr"] == pytest.approx(private["expected_signal"] * private["most_snr"])
     assert 0 < private["expected_signal"] <= 1
     assert set(whole.metrics["references"]) == {"lm"}
@@ -242,7 +244,7 @@ def test_the_plan_is_said_before_anything_is_spent(
     told = (tmp_path / "run" / "run.log").read_text()
     assert told.startswith("Promise: epsilon 3, delta 1e-05, per row, add_or_remove_one: ")
     assert "\nPlan: target with noise multiplier " in told and "\nCost: epsilon " in told
-    assert "\nSignal to noise: at most 0.8" in told and "of 64 numbers" in told
+    assert "\nSignal to noise: at most 0.8" in told and "of 66 numbers" in told
     warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert warned[0] == "The target drowns in the noise; what brings the ratio to 4:"
     assert any("rows per class instead of 10" in line for line in warned)

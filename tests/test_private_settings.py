@@ -21,6 +21,7 @@ from gradmm.gradients.spaces import LinearMap, Space, SpaceConfig
 from gradmm.pipeline import generate
 from gradmm.privacy.verification import verify
 from gradmm.progress import Reporter, log
+from gradmm.public_text import PublicText
 from gradmm.reporters import make_reporter
 from gradmm.search import Search
 from private_tools import BUDGET, COMMAND, FEW, PRIVACY, RELATION, ROWS, config, make
@@ -37,7 +38,8 @@ def test_private_defaults_give_way_to_what_is_given() -> None:
     assert config(space=SpaceConfig(rank=8)).space == private.space
     assert config(references=False).references is False
     plain = GenerateConfig()
-    assert (plain.space.maps, plain.references, plain.privacy) == ((), True, None)
+    assert (plain.space, plain.references, plain.privacy) == (SpaceConfig(), True, None)
+    assert plain.space == private.space.model_copy(update={"maps": ("whitened",), "rank": 64}), "but for these"
     assert "privacy" not in plain.model_dump(), "in YAML, null would be read as a group that is empty"
 
 
@@ -159,15 +161,15 @@ def test_a_model_whose_gradients_are_not_finite_is_told_by_public_text(
     tiny_lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On real rows it would be silent."""
-    real = Search.public_factors
+    real = PublicText.factors
 
-    def broken(search: Search, *given: Any) -> Any:
-        parts = real(search, *given)
+    def broken(public: PublicText, *given: Any) -> Any:
+        parts = real(public, *given)
         parts[0][0].r_KJV.mul_(float("nan"))
         return parts
 
-    monkeypatch.setattr(Search, "fit_space", lambda search, texts: Space([LinearMap()]))
-    monkeypatch.setattr(Search, "public_factors", broken)
+    monkeypatch.setattr(PublicText, "fit_space", lambda public, texts: Space([LinearMap()]))
+    monkeypatch.setattr(PublicText, "factors", broken)
     with pytest.raises(NonFiniteError, match=r"a gradient of a text that the LM wrote is not finite"):
         make(tiny_lm("gpt2"), FEW, tmp_path / "run", privacy=PRIVACY | {"max_grad_norm": 0.25})
     assert verify(tmp_path / "run").spends == ()

@@ -56,9 +56,14 @@ def test_every_pass_costs_what_torch_multiplies(demo_lm, demo_task):
         assert texts * each == pytest.approx(counted(work), rel=0.05), kind
 
 
+ALONE = {"loss": "vocabulary", "maps": [], "centred": False}
+"""A space that no public text has a part in."""
+
+
 def test_texts_in_each_pass_follow_from_the_settings(demo_lm, demo_task):
     def texts(**settings):
-        config = GenerateConfig(initial={"candidates": 3}, admm={"n_outer": 4, "n_inner": 5}, **settings)
+        small = {"initial": {"candidates": 3}, "admm": {"n_outer": 4, "n_inner": 5}, "space": ALONE}
+        config = GenerateConfig.model_validate(small | settings)
         return Workload(demo_lm, demo_task, config).texts([10, 20], rows=1000)
 
     plain = {"pool": {"texts_per_text": 8}, "refinement": {"evaluations": 0}}

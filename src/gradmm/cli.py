@@ -148,6 +148,7 @@ def preview(
         )
     quick = {
         "pool.texts_per_text": 8,
+        "space.public_texts": 24,
         "refinement.evaluations": 8,
         "admm.n_outer": 4,
         "admm.n_inner": 5,

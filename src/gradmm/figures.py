@@ -119,13 +119,13 @@ def words_of(text: str) -> list[str]:
     return [word for word in (part.strip(_ENDS) for part in text.lower().split()) if word]
 
 
-def history(trace: Sequence[Mapping[str, float]], classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def history(trace: Sequence[Mapping[str, float]], groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """How objective, distance and residuals went on.
 
     Args:
         trace: of ADMM, one entry for each wave of blocks and outer iteration.
-        classes: per class, what the search kept: `exchanges`, values of the objective, and `refinement`, pairs of
-            judged texts and objective.
+        groups: per group of classes that are matched together, what the search kept: `classes`, `exchanges`,
+            values of the objective, and `refinement`, pairs of judged texts and objective.
 
     Returns:
         Curves of at most 200 points, the first and the last among them.
@@ -137,7 +137,8 @@ def history(trace: Sequence[Mapping[str, float]], classes: Sequence[Mapping[str,
             by_outer[int(entry["outer"])].append(entry[key])
         points = [(outer, sum(own) / len(own)) for outer, own in sorted(by_outer.items())]
         curves.append(("admm", None, "outer iterations", quantity, points))
-    for label, own in enumerate(classes):
+    for own in groups:
+        label = own["classes"][0] if len(own["classes"]) == 1 else None
         curves.append(("selection", label, "exchanges", "objective", list(enumerate(own["exchanges"]))))
         curves.append(("refinement", label, "judged texts", "objective", own["refinement"]))
     return [

@@ -1,7 +1,8 @@
 """The form of writing in which a model's texts come nearest to a target: chosen once per run, before all else.
 
 It is one form for all classes: were it each class's own, a model that is trained on the texts would tell the
-classes apart by it. Only the released target says which; no real row has a part in it.
+classes apart by it. Which it is shows in what all rows have in common, so the target is taken whole, and each
+class's own. Only the released target says which; no real row has a part in it.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def choose_form(
     kept = folder.load_state("form")
     if kept is None:
         each = max(_FEWEST, min(_MOST, _IN_ALL // len(lm_texts)))
-        chosen = _compare(search, target, [list(own[:each]) for own in lm_texts], names, stage)
+        chosen = _compare(search, target.whole or target, [list(own[:each]) for own in lm_texts], names, stage)
         kept = {}, asdict(chosen)
         folder.save_state("form", *kept)
     return ChosenForm(**kept[1])
@@ -86,7 +87,8 @@ def _objective(search: Search, target: ReleasedTarget, texts: list[list[str]], f
     if any(len(pool) < count for pool, count in zip(pools, wanted, strict=True)):
         return math.inf
     for label, (pool, count) in enumerate(zip(pools, wanted, strict=True)):
-        kernel = search.kernel(label, [candidate.text for candidate in pool], target.space)
-        alike_N = torch.ones(len(pool)), torch.zeros(len(pool), dtype=torch.float64)
-        total += search.select(Seen(label, pool, *alike_N, kernel, 0.0), target, count).objective
+        kernel = search.kernel([label] * len(pool), [candidate.text for candidate in pool], target.space)
+        none_N = torch.zeros(len(pool), dtype=torch.float64)
+        seen = Seen((label,), pool, none_N.long(), torch.ones(len(pool)), none_N, kernel, (0.0,))
+        total += search.select(seen, target, [count]).objective
     return total / len(texts)

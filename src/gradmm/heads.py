@@ -5,7 +5,7 @@ Shape suffixes: N positions, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,11 @@ class Head:
             return z_NV * self.scale if self.scale != 1.0 else z_NV, self.scale
         squashed_NV = torch.tanh(z_NV * (self.scale / self.cap))
         return self.cap * squashed_NV, self.scale * (1 - squashed_NV.square())
+
+    def rows(self, tokens_M: Tensor) -> Head:
+        """The head of some tokens alone."""
+        bias_M = None if self.bias_V is None else self.bias_V[tokens_M]
+        return replace(self, weight_VD=self.weight_VD[tokens_M], bias_V=bias_M)
 
 
 def head_of(model: Any, title: str) -> Head:

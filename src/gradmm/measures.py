@@ -16,7 +16,7 @@ import torch
 
 from gradmm.data.task import BoundTask
 from gradmm.decoding import log_perplexity
-from gradmm.gradients.distances import DistanceConfig, distance_between
+from gradmm.gradients.distances import DistanceConfig, distance_between, matched_together
 from gradmm.gradients.target import ReleasedTarget, compute_target
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
@@ -29,9 +29,10 @@ class SetMeasures:
     texts: int
     """Number of texts."""
     distance: float
-    """Distance between the set's mean gradient and the target, averaged over classes."""
+    """Distance between the set's mean gradient and the target: of all classes together, or, where they are matched
+    apart, averaged over them."""
     class_distances: tuple[float, ...]
-    """The same per class."""
+    """Of each class's own mean gradient."""
     log_perplexity: float
     """Mean over texts of the LM's negative log-likelihood per token (nats)."""
     distinct_2: float
@@ -73,9 +74,15 @@ def measure(
     """
     limit = limit or BatchLimit()
     gradients = compute_target(lm, task, [[list(own)] for own in texts], limit=limit, space=target.space)
+    has_bias, counts = lm.head.bias_V is not None, [len(own) for own in texts]
     distances = [
-        distance_between(config, mine, theirs, lm.head.bias_V is not None)
+        distance_between(config, mine, theirs, has_bias)
         for mine, theirs in zip(gradients.classes, target.classes, strict=True)
+    ]
+    matched = [
+        distance_between(config, gradients.together(group, own), target.together(group, own), has_bias)
+        for group in matched_together(config, len(texts))
+        for own in [[counts[label] for label in group]]
     ]
     ids = [[task.text_ids(text) for text in own] for own in texts]
     nll = [log_perplexity(lm, own, limit) for own in ids]
@@ -83,7 +90,7 @@ def measure(
     lengths = [len(row) for own in ids for row in own]
     found = SetMeasures(
         texts=len(lengths),
-        distance=sum(distances) / len(distances),
+        distance=sum(matched) / len(matched),
         class_distances=tuple(distances),
         log_perplexity=sum(flat) / len(flat) if flat else float("nan"),
         distinct_2=distinct_2([text for own in texts for text in own]),

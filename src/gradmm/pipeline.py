@@ -184,10 +184,10 @@ class _Run:
 
     def _space(self, lm_texts: list[list[str]]) -> Space:
         """Always as the run folder has it: tensors laid out in another way in memory round in another way."""
-        if not self.config.space.maps:
+        if not (self.config.space.maps or self.config.space.needs_public):
             return IDENTITY
         if self.folder.load_state("space") is None:
-            self.folder.save_state("space", self.search.fit_space(lm_texts).tensors(), {})
+            self.folder.save_state("space", self.search.public.fit_space(lm_texts).tensors(), {})
         kept = self.folder.load_state("space")
         assert kept is not None, "it has just been written"
         return Space.from_tensors(_on(kept[0], self.lm.device))
@@ -233,8 +233,8 @@ class _Run:
     def _release(self, space: Space, lm_texts: list[list[str]]) -> ReleasedTarget:
         """The mean gradients of the real rows, each computed once per run and read from the run folder."""
         if self.private is not None:
-            look = partial(self.search.public_factors, lm_texts, space)
-            return self.private.release(self.rows, space, look, self.reporter)
+            look = partial(self.search.public.factors, lm_texts, space)
+            return self._centred(self.private.release(self.rows, space, look, self.reporter))
         targets = [self._released(label) for label in range(self.rows.num_classes)]
         if None in targets:
             with self._stage("target", len(self.rows), "rows") as stage:
@@ -244,7 +244,10 @@ class _Run:
                         targets[label] = self._released(label)
                     else:
                         stage.advance(count)
-        return ReleasedTarget(tuple(target for target in targets if target is not None), space)
+        return self._centred(ReleasedTarget(tuple(target for target in targets if target is not None), space))
+
+    def _centred(self, target: ReleasedTarget) -> ReleasedTarget:
+        return target.centred() if self.config.space.centred else target
 
     def _released(self, label: int) -> ClassTarget | None:
         kept = self.folder.load_state(_target_name(label))

@@ -95,8 +95,8 @@ def check_complete(folder: RunFolder, config: GenerateConfig) -> None:
 
 
 def with_bias(lm: LanguageModel, config: GenerateConfig) -> bool:
-    """Whether the gradient of the head's bias is part of what is released."""
-    return lm.head.bias_V is not None and config.distance.bias != "ignore"
+    """Whether the gradient of the head's bias is part of what is released: the centre follows from it, too."""
+    return config.space.centred or (lm.head.bias_V is not None and config.distance.bias != "ignore")
 
 
 def look_ahead(lm: LanguageModel, task: BoundTask, config: GenerateConfig, privacy: PrivacyConfig) -> Outlook:

@@ -16,7 +16,7 @@ from gradmm.privacy.config import PrivacyConfig
 from gradmm.solvers.pool import PoolConfig
 
 MAPS: tuple[MapName, ...] = ("verbaliser", "whitened")
-"""The space where none is named: small, so that the target stands out of the noise."""
+"""The space where none is named: small, so that the target stands out of the noise, whatever the loss."""
 LM_ALONE = "lm"
 """References where none are named: those that no real row has a part in."""
 

@@ -102,12 +102,15 @@ class _Round:
         ]
 
     def _choose(self) -> list[list[str]]:
-        """Per class, the candidates whose mean gradient is nearest to the target."""
-        search, found = self.search, []
+        """Per class, the candidates whose mean gradient is nearest to the target.
+
+        To each class's own, with what all rows have in common: what they are like is what the writer has to learn.
+        """
+        search, target, found = self.search, self.target.whole or self.target, list[list[str]]()
         pools = search.pool(self.lm_texts, self.sources, self.form, fewest=1)
         for label, checked in enumerate(search.choosable(pools)):
             count = max(_FEWEST, min(_MOST, round(search.config.writer.share * len(checked.pool))))
-            seen = search.look_at(label, checked.pool, checked.score_N, self.target.space)
-            chosen = search.select(seen, self.target, min(count, len(checked.pool)))
+            seen = search.look_at([label], [checked.pool], [checked.score_N], target.space)
+            chosen = search.select(seen, target, [min(count, len(checked.pool))])
             found.append([seen.pool[i].written for i in sorted(chosen.indices)])
         return found

@@ -1,6 +1,9 @@
 """Search: of candidates from several sources, the set is selected and refined whose mean gradient is nearest.
 
-    pool -> label check -> select -> refine          class by class, each a checkpoint
+    pool -> label check -> select -> refine          a checkpoint for all classes, or one for each
+
+Classes are matched together or apart, as `distance.classes` says: what follows is written for a group of classes,
+which is all of them or one.
 
 The LM's own texts also serve as the public text that spaces are fitted on. Whatever is drawn comes from a
 generator of its own, so that a search that is interrupted goes on to the same end.
@@ -9,7 +12,7 @@ generator of its own, so that a search that is interrupted goes on to the same e
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
@@ -21,14 +24,15 @@ from gradmm.blocks import BlockRunner
 from gradmm.checkpoints import Checkpoints
 from gradmm.decoding import PromptCache, log_perplexity
 from gradmm.errors import ConfigError, DataError
-from gradmm.found import Found, Seen, Written
-from gradmm.gradients.distances import FORMULAS, components
-from gradmm.gradients.factors import Factors, as_one_set, label_factors
-from gradmm.gradients.spaces import Space, fit_space
+from gradmm.found import Found, Seen, Written, split
+from gradmm.gradients.distances import FORMULAS, components, matched_together
+from gradmm.gradients.single import single_factors
+from gradmm.gradients.spaces import Space
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.labelling import calibrated, label_log_probs
 from gradmm.memory import by_length
 from gradmm.progress import Stage
+from gradmm.public_text import PublicText
 from gradmm.seeds import make_generator
 from gradmm.solvers.forms import Form
 from gradmm.solvers.initial import write_texts
@@ -41,7 +45,6 @@ from gradmm.training.trainable import require_peft
 
 log = logging.getLogger("gradmm")
 _CHUNK = 256  # LM texts that are drawn, and kept in the run folder, together
-_PUBLIC = 4096  # texts of all classes that a space is fitted on, at most
 Sources = Sequence[tuple[str, Sequence[Sequence[str]]]]
 """Candidates beside the LM's: name and texts per class of each source."""
 
@@ -64,13 +67,15 @@ class Search:
             require_peft()  # before the first round is written, not after
         self.runner, self.config, self.lm, self.task = runner, config, runner.lm, runner.task
         self.bias = config.distance.bias if self.lm.head.bias_V is not None else "ignore"
+        self.groups = matched_together(config.distance, len(runner.counts))
+        self.public = PublicText(runner)
 
     # ---- what the LM writes
 
     @property
     def lm_counts(self) -> list[int]:
         """Texts that the LM writes for every class, as it is."""
-        public = self._public_count if self.config.needs_public else 0
+        public = self.public.count if self.config.needs_public else 0
         return [max(public, count) for count in self.round_counts]
 
     @property
@@ -78,10 +83,6 @@ class Search:
         """Texts that are written for every class in each round: an equal share of the pool."""
         wanted = [0 if self.config.solver == "admm" else n for n in self.runner.counts]
         return [-(-n * self.config.pool.texts_per_text // self.config.writer.rounds) for n in wanted]
-
-    @property
-    def _public_count(self) -> int:
-        return max(1, min(self.config.space.public_texts, _PUBLIC // len(self.runner.counts)))
 
     def write(self, folder: Checkpoints, stage: Stage) -> list[list[str]]:
         """The LM's texts per class, chunk by chunk."""
@@ -123,19 +124,6 @@ class Search:
             found += kept[1]["texts"]
             stage.advance(size, partial(str, found[-1]))
         return found
-
-    def fit_space(self, lm_texts: Sequence[Sequence[str]]) -> Space:
-        """The space of the settings, fitted on the LM's texts."""
-        label_ids = [token for ids in self.task.label_ids for token in ids]
-        generator = make_generator(self.config.seed, "space")
-        parts = [part for own in self.public_factors(lm_texts, Space()) for part in own]
-        return fit_space(self.config.space, as_one_set(parts), label_ids, generator)
-
-    def public_factors(self, lm_texts: Sequence[Sequence[str]], space: Space) -> list[list[Factors]]:
-        """Per class, gradients of the LM's texts that stand for public text, one set for each, in a space."""
-        count = self._public_count
-        ids = [self.task.texts_ids(list(own[:count]) or ["."]) for own in lm_texts]
-        return [list(self._factors(c, own, space)) for c, own in enumerate(ids)]
 
     # ---- the pool
 
@@ -214,41 +202,42 @@ class Search:
         stage: Stage,
     ) -> Found:
         """Selects and refines every class's set, whose texts keep their form."""
-        made = list[dict[str, Any]]()
-        for label, checked in enumerate(self.checked(pools)):
-            name = f"set-{label:06d}"
+        made, checked = list[dict[str, Any]](), self.checked(pools)
+        for group in self.groups:
+            name = f"set-{group[0]:06d}"
             kept = folder.load_state(name)
             if kept is None:
-                kept = {}, self._make(target, label, checked, form, folder, stage)
+                kept = {}, self._make(target, group, [checked[label] for label in group], form, folder, stage)
                 folder.save_state(name, *kept)
-            stage.advance(self.runner.counts[label])
+            stage.advance(sum(self.runner.counts[label] for label in group))
             made.append(kept[1])
-        texts = [[Written(**one) for one in own["texts"]] for own in made]
-        before = (
-            {"selected": [own["figures"]["selected_texts"] for own in made]}
-            if self.config.refinement.evaluations
-            else {}
-        )
+        texts = [[Written(**one) for one in own] for group in made for own in group["texts"]]
+        selected = [own for group in made for own in group["figures"]["selected_texts"]]
+        before = {"selected": selected} if self.config.refinement.evaluations else {}
         return Found(texts, before, [own["figures"] for own in made], [own["history"] for own in made])
 
     def _make(
         self,
         target: ReleasedTarget,
-        label: int,
-        checked: Checked,
+        group: Sequence[int],
+        checked: Sequence[Checked],
         form: Form,
         folder: Checkpoints,
         stage: Stage,
     ) -> dict[str, Any]:
-        """One class: survivors of the label check, selection, refinement; what the run folder keeps of it."""
-        count, settings = self.runner.counts[label], self.config.selection
-        kept = self._survivors(label, checked.score_N, count)
-        seen = self.look_at(label, [checked.pool[i] for i in kept], checked.score_N[kept], target.space)
-        chosen = self.select(seen, target, count)
-        order = sorted(chosen.indices)
-        selected = [seen.pool[i].text for i in order]
-        state = self.refine(target, label, selected, seen.nll_free, form, folder, stage)
-        weights = self._weights(target, label, state.texts) if settings.weights else [1.0] * count
+        """A group: survivors of the label check, selection, refinement; what the run folder keeps of it."""
+        counts, settings = [self.runner.counts[label] for label in group], self.config.selection
+        kept = [self._survivors(c, own.score_N, n) for c, own, n in zip(group, checked, counts, strict=True)]
+        pools = [[own.pool[i] for i in at] for own, at in zip(checked, kept, strict=True)]
+        scores = [own.score_N[at] for own, at in zip(checked, kept, strict=True)]
+        seen = self.look_at(group, pools, scores, target.space)
+        chosen = self.select(seen, target, counts)
+        members = seen.by_class(chosen.indices)
+        selected = [[seen.pool[i].text for i in own] for own in members]
+        state = self.refine(target, group, selected, seen.free(counts), form, folder, stage)
+        refined = split(state.texts, counts)
+        weights = self._weights(target, group, refined) if settings.weights else [1.0] * sum(counts)
+        order = [i for own in members for i in own]
         texts = [
             Written(
                 text,
@@ -259,10 +248,11 @@ class Search:
             for i, text, weight in zip(order, state.texts, weights, strict=True)
         ]
         figures = {
-            "relabelled_in": checked.relabelled_in,
-            "relabelled_out": checked.relabelled_out,
-            "candidates": len(seen.pool),
-            "carry_their_label": int((seen.score_N > 1 / len(self.runner.counts)).sum()),
+            "classes": list(group),
+            "relabelled_in": [own.relabelled_in for own in checked],
+            "relabelled_out": [own.relabelled_out for own in checked],
+            "candidates": [len(own) for own in pools],
+            "carry_their_label": [int((own_N > 1 / len(self.runner.counts)).sum()) for own_N in scores],
             "objective_greedy": chosen.trace[0],
             "objective_selected": chosen.objective,
             "exchanges": len(chosen.trace) - 1,
@@ -272,8 +262,8 @@ class Search:
             "changes": state.accepted,
             "selected_texts": selected,
         }
-        history = {"exchanges": chosen.trace, "refinement": state.trace}
-        return {"texts": [asdict(text) for text in texts], "figures": figures, "history": history}
+        history = {"classes": list(group), "exchanges": chosen.trace, "refinement": state.trace}
+        return {"texts": split([asdict(text) for text in texts], counts), "figures": figures, "history": history}
 
     def _survivors(self, label: int, score_N: Tensor, count: int) -> list[int]:
         """Candidates whose label is probable enough; the most probable ones where too few are."""
@@ -292,31 +282,43 @@ class Search:
             kept = sorted(score_N.argsort(descending=True, stable=True)[:count].tolist())
         return kept
 
-    def look_at(self, label: int, pool: Sequence[Candidate], score_N: Tensor, space: Space) -> Seen:
-        """Computes what selection needs to know of candidates, whatever the target."""
+    def look_at(
+        self,
+        group: Sequence[int],
+        pools: Sequence[Sequence[Candidate]],
+        scores: Sequence[Tensor],
+        space: Space,
+    ) -> Seen:
+        """Computes what selection needs to know of candidates of some classes, whatever the target."""
+        pool = [candidate for own in pools for candidate in own]
+        of_N = torch.tensor([at for at, own in enumerate(pools) for _ in own])
         texts = [candidate.text for candidate in pool]
-        kernel = self.kernel(label, texts, space)
+        kernel = self.kernel([group[at] for at in of_N.tolist()], texts, space)
         nll_N = torch.zeros(len(pool), dtype=torch.float64)
         if self.config.selection.nll_weight or self.config.refinement.nll_weight:
             nll = log_perplexity(self.lm, self.task.texts_ids(texts), self.runner.limit)
             nll_N = torch.tensor(nll, dtype=torch.float64).nan_to_num()
-        own = [i for i, candidate in enumerate(pool) if candidate.source == "lm"]
-        return Seen(label, list(pool), score_N, nll_N, kernel, float((nll_N[own] if own else nll_N).mean()))
+        free = []
+        for own, own_N in zip(pools, torch.split(nll_N, [len(own) for own in pools]), strict=True):
+            samples = [i for i, candidate in enumerate(own) if candidate.source == "lm"]
+            free.append(float((own_N[samples] if samples else own_N).mean()))
+        return Seen(tuple(group), pool, of_N, torch.cat(list(scores)), nll_N, kernel, tuple(free))
 
-    def kernel(self, label: int, texts: Sequence[str], space: Space) -> FactorKernel:
-        """Inner products of the gradients of texts of one class, in a space."""
+    def kernel(self, labels: Sequence[int], texts: Sequence[str], space: Space) -> FactorKernel:
+        """Inner products of the gradients of texts of these classes, in a space."""
         ids = self.task.texts_ids(list(texts))
         order = by_length(ids)  # padding costs what text costs
-        blocks = self._factors(label, [ids[i] for i in order], space)
+        pairs, limit = [(labels[i], ids[i]) for i in order], self.runner.limit
+        blocks = single_factors(self.lm, self.task, space, pairs, limit, "computing the candidates' gradients")
         return FactorKernel(blocks, self.bias, order=order)
 
-    def select(self, seen: Seen, target: ReleasedTarget, count: int) -> Selected:
-        """The set of candidates that is best for a target in the space that they were seen in."""
+    def select(self, seen: Seen, target: ReleasedTarget, counts: Sequence[int]) -> Selected:
+        """The set, of so many candidates of every class, that is best for a target in the candidates' space."""
         formula = FORMULAS[self.config.distance.name]
-        return select(self._candidates(seen, target), count, formula, self.config.selection.exchange)
+        return select(self._candidates(seen, target, counts), counts, formula, self.config.selection.exchange)
 
-    def _candidates(self, seen: Seen, target: ReleasedTarget) -> Candidates:
-        settings, own = self.config.selection, target.classes[seen.label]
+    def _candidates(self, seen: Seen, target: ReleasedTarget, counts: Sequence[int]) -> Candidates:
+        settings, own = self.config.selection, target.together(seen.classes, counts)
         log_score_N = seen.score_N.double().clamp_min(1e-12).log()
         texts = [candidate.text for candidate in seen.pool]
         return Candidates(
@@ -324,49 +326,43 @@ class Search:
             seen.kernel.align(own),
             components(own.square_norm(), self.bias).cpu().double()[:, 0],
             -settings.label_weight * log_score_N,
+            seen.of_N,
             SimilarityKernel(texts, settings.diversity_weight) if settings.diversity_weight else None,
             settings.nll_weight * seen.nll_N if settings.nll_weight else None,
-            settings.nll_weight * seen.nll_free,
+            settings.nll_weight * seen.free(counts),
         )
-
-    def _factors(self, label: int, ids: Sequence[Sequence[int]], space: Space) -> Iterator[Factors]:
-        """Factors of single texts, in the space, some texts at a time."""
-
-        def some(part: Sequence[Sequence[int]]) -> Factors:
-            batch = self.task.collate(part, [label] * len(part)).to(self.lm.device)
-            with torch.no_grad():
-                return space(label_factors(self.lm, batch, batch.embed(self.lm.embeddings_VE), 1))
-
-        return self.runner.limit.map(some, ids, "computing the candidates' gradients")
 
     def refine(
         self,
         target: ReleasedTarget,
-        label: int,
-        texts: list[str],
+        group: Sequence[int],
+        texts: Sequence[Sequence[str]],
         nll_free: float,
         form: Form,
         folder: Checkpoints,
         stage: Stage,
     ) -> RefinementState:
-        """Changes tokens of a class's set for a target, from a checkpoint on where there is one."""
+        """Changes tokens of a group's texts, given per class, for a target; goes on from a checkpoint."""
         config, runner = self.config, self.runner
+        counts = [len(own) for own in texts]
         refiner = Refiner(
             self.lm,
             self.task,
-            label,
-            target,
+            [label for label, count in zip(group, counts, strict=True) for _ in range(count)],
+            target.together(group, counts),
+            target.space,
             config.distance,
             runner.allowed_V,
             config.refinement,
             runner.limit,
-            lambda *purpose: make_generator(config.seed, "refine", *purpose),
+            lambda *purpose: make_generator(config.seed, "refine", group[0], *purpose),
             nll_free,
             form,
         )
-        name = f"refined-{label:06d}"
+        name = f"refined-{group[0]:06d}"
         kept = folder.load_state(name)
-        state = refiner.init(texts) if kept is None else RefinementState(**kept[1])
+        given = [text for own in texts for text in own]
+        state = refiner.init(given) if kept is None else RefinementState(**kept[1])
 
         def told(state: RefinementState) -> None:
             if state.step % FRESH == 0:
@@ -375,10 +371,13 @@ class Search:
 
         return refiner.run(state, told)
 
-    def _weights(self, target: ReleasedTarget, label: int, texts: list[str]) -> list[float]:
-        own = [Candidate(text, "") for text in texts]
-        candidates = self._candidates(self.look_at(label, own, torch.ones(len(own)), target.space), target)
+    def _weights(
+        self, target: ReleasedTarget, group: Sequence[int], texts: Sequence[Sequence[str]]
+    ) -> list[float]:
+        pools = [[Candidate(text, "") for text in own] for own in texts]
+        seen = self.look_at(group, pools, [torch.ones(len(own)) for own in texts], target.space)
+        candidates = self._candidates(seen, target, [len(own) for own in texts])
         named = self.config.distance.name
         name: Literal["cosine", "relative_l2"] = "relative_l2" if named == "relative_l2" else "cosine"
-        weights: list[float] = fit_weights(candidates, range(len(texts)), name).tolist()
+        weights: list[float] = fit_weights(candidates, range(len(seen.pool)), name).tolist()
         return weights

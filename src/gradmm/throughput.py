@@ -16,6 +16,7 @@ from gradmm.config import GenerateConfig
 from gradmm.data.task import BoundTask
 from gradmm.decoding import log_perplexity, sample
 from gradmm.gradients.factors import label_factors
+from gradmm.gradients.losses import VOCABULARY, Loss, VerbaliserLoss
 from gradmm.gradients.target import compute_target
 from gradmm.models import LanguageModel
 from gradmm.solvers.matching import GradientMatching
@@ -92,6 +93,9 @@ class _Bench:
     def __init__(self, lm: LanguageModel, task: BoundTask, config: GenerateConfig) -> None:
         self.lm, self.task, self.config = lm, task, config
         self.runner = BlockRunner(lm, task, config)
+        self.loss: Loss = VOCABULARY
+        if config.space.loss == "verbalisers":
+            self.loss = VerbaliserLoss.of(task, lm.device)
         self.texts, self.length = config.per_device_batch_size, config.lengths.max_tokens
         allowed_A = self.runner.allowed_V.nonzero()[:, 0].cpu()
         generator = torch.Generator().manual_seed(0)
@@ -117,7 +121,7 @@ class _Bench:
     @torch.no_grad()
     def _factors(self, ids: Sequence[list[int]]) -> None:
         batch = self.task.collate(ids, [0] * len(ids)).to(self.lm.device)
-        label_factors(self.lm, batch, batch.embed(self.lm.embeddings_VE), 1)
+        label_factors(self.lm, batch, batch.embed(self.lm.embeddings_VE), 1, loss=self.loss)
 
     def _write(self) -> None:
         labels_N = torch.zeros(self.texts, dtype=torch.long)

@@ -56,6 +56,7 @@ def config(tiny_folder: Path, tmp_path: Path) -> dict[str, Any]:
         "ceiling_steps": 1,
         "generate": {
             "pool": {"texts_per_text": 6},
+            "space": {"public_texts": 6},
             "refinement": {"evaluations": 0},
             "initial": {"candidates": 1},
             "lengths": {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8},

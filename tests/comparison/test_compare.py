@@ -111,6 +111,7 @@ def settings(files: Path, **changes: Any) -> CompareConfig:
         "ceiling_steps": 3,
         "generate": {
             "pool": {"texts_per_text": 6},
+            "space": {"public_texts": 6},
             "refinement": {"evaluations": 6, "proposals": 1, "places": 1},  # more steps than to a checkpoint
             "initial": {"candidates": 2},
             "writer": {"rounds": 2},

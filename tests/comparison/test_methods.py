@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +16,11 @@ from gradmm.comparison.methods import METHODS, get_method, own_texts
 from gradmm.config import GenerateConfig
 from gradmm.data.presets import get_task
 from gradmm.data.sources import LabelledData, load_data
-from gradmm.data.task import BoundTask
+from gradmm.data.task import BoundTask, Task
 from gradmm.errors import ConfigError, DataError, GradmmError
-from gradmm.gradients.target import ClassTarget, ReleasedTarget
-from gradmm.measures import measure
+from gradmm.gradients.distances import DistanceConfig, distance_between
+from gradmm.gradients.target import ClassTarget, ReleasedTarget, compute_target
+from gradmm.measures import Measured, measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.pipeline import generate
@@ -34,6 +36,7 @@ ROWS = [
 ]
 SMALL: dict[str, Any] = {
     "pool": {"texts_per_text": 6},
+    "space": {"public_texts": 9},  # as many as the first round has
     "refinement": {"evaluations": 6, "proposals": 3, "places": 2},
     "initial": {"candidates": 2},
     "writer": {"rounds": 2},
@@ -80,11 +83,10 @@ def made(material: Material) -> dict[str, list[list[str]]]:
     return {name: method.make(material, COUNT).texts for name, method in METHODS.items()}
 
 
-def distances(material: Material, texts: list[list[str]], target: ReleasedTarget | None = None) -> list[float]:
-    found, *_ = measure(
+def measured(material: Material, texts: list[list[str]], target: ReleasedTarget | None = None) -> Measured:
+    return measure(
         material.lm, material.task, target or material.target, material.config.distance, texts, BatchLimit()
     )
-    return list(found.class_distances)
 
 
 # ---- all of them
@@ -149,9 +151,10 @@ def test_what_is_shared_is_computed_and_timed_before(
     material.prepare(method.needs)
     assert set(method.needs) == set(material.seconds)
     has_own_pool = name in ("noise", "other_class")
-    for shared in ("write", "fit_space", *(() if has_own_pool else ("look_at", "check_labels", "pool"))):
+    for shared in ("write", *(() if has_own_pool else ("look_at", "check_labels", "pool"))):
         monkeypatch.setattr(f"gradmm.comparison.material.Search.{shared}", None)
-    for shared in ("class_target", "features"):
+    monkeypatch.setattr("gradmm.public_text.PublicText.fit_space", None)
+    for shared in ("features", *(() if name == "other_class" else ("class_target",))):
         monkeypatch.setattr(f"gradmm.comparison.material.{shared}", None)
     assert method.make(material, COUNT).texts
 
@@ -168,25 +171,26 @@ def test_time_of_what_is_shared_counts_for_everyone(material: Material, monkeypa
 # ---- ours
 
 
-@pytest.mark.parametrize("maps", [[], ["whitened"]])
+@pytest.mark.parametrize("classes", ["together", "apart"])
+@pytest.mark.parametrize("space", [{}, {"maps": []}, {"loss": "vocabulary", "maps": [], "centred": False}])
 def test_search_gives_what_generate_gives(
-    maps: list[str], lm: LanguageModel, rows: LabelledData, make_material: MakeMaterial
+    classes: str, space: dict[str, Any], lm: LanguageModel, rows: LabelledData, make_material: MakeMaterial
 ) -> None:
-    space = {"maps": maps, "public_texts": 9}
+    how = {"space": SMALL["space"] | space, "distance": {"classes": classes}}
     config = GenerateConfig.model_validate(
-        SMALL | {"texts_per_class": COUNT, "seed": 4, "space": space, "references": False}
+        SMALL | how | {"texts_per_class": COUNT, "seed": 4, "references": False}
     )
     result = generate(lm, "sst2", rows, config)
-    texts = METHODS["search"].make(make_material(seed=4, space=space), COUNT).texts
+    texts = METHODS["search"].make(make_material(seed=4, **how), COUNT).texts
     assert [sorted(own) for own in texts] == [sorted(result.texts_of(label)) for label in (0, 1)]
 
 
 def test_admm_gives_what_generate_gives(
     lm: LanguageModel, rows: LabelledData, make_material: MakeMaterial
 ) -> None:
-    more = {"texts_per_class": COUNT, "seed": 4, "solver": "admm", "references": False, "space": {"maps": []}}
+    more = {"texts_per_class": COUNT, "seed": 4, "solver": "admm", "references": False}
     result = generate(lm, "sst2", rows, GenerateConfig.model_validate(SMALL | more))
-    texts = METHODS["admm"].make(make_material(seed=4, space={"maps": []}), COUNT).texts
+    texts = METHODS["admm"].make(make_material(seed=4), COUNT).texts
     assert texts == [result.texts_of(label) for label in (0, 1)]
 
 
@@ -198,12 +202,17 @@ def test_refinement_starts_from_the_selection_and_lowers_the_objective(
     assert made["search"] != made["selection"]
 
 
-def test_selection_is_nearer_than_what_no_gradient_chose(make_material: MakeMaterial) -> None:
-    material = make_material(selection={"nll_weight": 0})
-    reached = distances(material, METHODS["selection"].make(material, COUNT).texts)
+@pytest.mark.parametrize("classes", ["together", "apart"])
+def test_selection_is_nearer_than_what_no_gradient_chose(classes: str, make_material: MakeMaterial) -> None:
+    material = make_material(selection={"nll_weight": 0}, distance={"classes": classes})
+
+    def distances(name: str) -> tuple[float, ...]:
+        found = measured(material, METHODS[name].make(material, COUNT).texts).measures
+        return found.class_distances if classes == "apart" else (found.distance,)
+
+    reached = distances("selection")
     for name in ("lm_random", "lm_by_label", "noise", "other_class"):
-        others = distances(material, METHODS[name].make(material, COUNT).texts)
-        assert all(mine < other for mine, other in zip(reached, others, strict=True)), name
+        assert all(mine < other for mine, other in zip(reached, distances(name), strict=True)), name
 
 
 def test_proportional_shares_are_none_of_a_comparisons(make_material: MakeMaterial, made: Any) -> None:
@@ -288,25 +297,23 @@ def test_few_shot_writes_again_what_only_repeats_a_row(
 # ---- real rows
 
 
-def objective(material: Material, label: int, chosen: list[int]) -> float:
-    """What selection lowers, of a set of real rows: log of the distance, and log-perplexity."""
-    seen, own = material.seen("real", label), material.target
-    texts = [seen.pool[i].text for i in chosen]
-    sets = [texts if c == label else ["."] for c in range(2)]
-    distance = distances(material, sets, own)[label]
-    weight = material.config.selection.nll_weight
-    return float(torch.tensor(distance).log()) + weight * float(seen.nll_N[chosen].mean())
+def objective(material: Material, texts: list[list[str]]) -> float:
+    """What selection lowers, of real rows: log of the distance, and log-perplexity beyond that of all of them."""
+    own, every = measured(material, texts), measured(material, material.real_texts)
+    free = sum(sum(nll) / len(nll) for nll in every.log_perplexities) / len(texts)
+    beyond = max(0.0, own.measures.log_perplexity - free)
+    return math.log(own.measures.distance) + material.config.selection.nll_weight * beyond
 
 
 def test_the_coreset_is_better_than_random_subsets(material: Material, made: Any) -> None:
     generator = make_generator(0, "subsets")
-    for label, texts in enumerate(made["real_coreset"]):
-        pool = [candidate.text for candidate in material.seen("real", label).pool]
-        reached = objective(material, label, [pool.index(text) for text in texts])
-        drawn = [torch.randperm(len(pool), generator=generator)[:COUNT].tolist() for _ in range(20)]
-        found = [objective(material, label, subset) for subset in drawn]
-        assert reached <= min(found) + 1e-6
-        assert reached < sum(found) / len(found) - 0.01
+    reached, found = objective(material, made["real_coreset"]), []
+    for _ in range(20):
+        drawn = [torch.randperm(len(own), generator=generator)[:COUNT].tolist() for own in material.real_texts]
+        subset = [[own[i] for i in at] for own, at in zip(material.real_texts, drawn, strict=True)]
+        found.append(objective(material, subset))
+    assert reached <= min(found) + 1e-6
+    assert reached < sum(found) / len(found) - 0.01
 
 
 def test_coresets_choose_from_so_many_rows_at_most(make_material: MakeMaterial) -> None:
@@ -329,7 +336,7 @@ def test_k_center_starts_elsewhere_for_another_seed(make_material: MakeMaterial)
 # ---- controls
 
 
-def targets_of(name: str, material: Material, monkeypatch: pytest.MonkeyPatch) -> tuple[ClassTarget, ...]:
+def target_of(name: str, material: Material, monkeypatch: pytest.MonkeyPatch) -> ReleasedTarget:
     """What a control selects towards."""
     seen: list[ReleasedTarget] = []
 
@@ -339,27 +346,56 @@ def targets_of(name: str, material: Material, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(material, "select", select)
     METHODS[name].make(material, COUNT)
-    assert seen[0].space == material.space
-    return seen[0].classes
+    return seen[0]
 
 
-def test_the_other_class_is_the_target(make_material: MakeMaterial, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_label_of_the_rows_is_another_target(
+    make_material: MakeMaterial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To exchange two classes' targets would leave the mean of both as it is."""
     material = make_material()
-    first, second = material.target.classes
-    assert targets_of("other_class", material, monkeypatch) == (second, first)
+    own, other = material.target, target_of("other_class", material, monkeypatch)
+    swapped = [[rows] for rows in (material.rows.texts_of(1), material.rows.texts_of(0))]
+    expected = compute_target(material.lm, material.task, swapped, space=material.space).centred()
+    for found, wanted in zip(other.classes, expected.classes, strict=True):
+        assert apart(material, found, wanted) < 1e-5
+    assert other.space.loss is material.space.loss and other.space.maps[:-1] == material.space.maps
+    both = [target.together([0, 1], [COUNT, COUNT]) for target in (own, other)]
+    assert apart(material, *both) > 0.5
+    exchanged = material.with_target(own.classes[::-1]).together([0, 1], [COUNT, COUNT])
+    assert apart(material, both[0], exchanged) < 1e-5, "nothing like it"
+
+
+def test_rows_get_the_label_of_the_class_before(lm: LanguageModel) -> None:
+    words = {"dull": " boring", "fine": " good", "rude": " awful"}
+    task = Task(label_names=tuple(words), verbalisers=tuple(words.values()), template="{text} The film is")
+    rows = load_data([{"text": f"A {name} film {n}.", "label": name} for name in words for n in range(2)])
+    bound, config = BoundTask(task, lm.tokenizer, lm.max_length), GenerateConfig.model_validate(SMALL)
+    material = Material(lm, bound, rows, config, 0, Kept(), COUNT)
+    for shift, order in ((0, (0, 1, 2)), (-1, (1, 2, 0)), (1, (2, 0, 1))):
+        texts = [[rows.texts_of(label)] for label in order]
+        expected = compute_target(lm, bound, texts, space=material.space).centred()
+        for found, wanted in zip(material.labelled_as(shift).classes, expected.classes, strict=True):
+            assert apart(material, found, wanted) < 1e-5
+
+
+def apart(material: Material, one: ClassTarget, other: ClassTarget) -> float:
+    """How far two gradients are apart, beside what they are long."""
+    return distance_between(DistanceConfig(name="relative_l2"), one, other, material.lm.head.bias_V is not None)
 
 
 def test_noise_has_the_targets_size_and_not_its_direction(
     make_material: MakeMaterial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    material = make_material()
-    noise = targets_of("noise", material, monkeypatch)
-    for own, other in zip(material.target.classes, noise, strict=True):
+    material = make_material(space={"loss": "vocabulary", "maps": []})  # of so many numbers that chance is small
+    target = target_of("noise", material, monkeypatch)
+    assert target.space is material.target.space and target.whole is None, "the form is not the real rows' either"
+    for own, other in zip(material.target.classes, target.classes, strict=True):
         for value, drawn in zip(own.materialised(), other.materialised(), strict=True):
             assert float(drawn.norm()) == pytest.approx(float(value.norm()), rel=1e-4)
         (a, _), (b, _) = own.materialised(), other.materialised()
         assert abs(float((a * b).sum() / (a.norm() * b.norm()))) < 0.1
-    (a, _), (b, _) = (one.materialised() for one in noise)
+    (a, _), (b, _) = (one.materialised() for one in target.classes)
     assert abs(float((a * b).sum() / (a.norm() * b.norm()))) < 0.1
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import oracles
-from gradmm.gradients.distances import DistanceConfig, distance, distance_between
+from gradmm.gradients.distances import DistanceConfig, distance, distance_between, matched_together
 from gradmm.gradients.factors import Factors
 from gradmm.gradients.target import ClassTarget
 
@@ -156,7 +156,13 @@ def test_the_weight_of_the_magnitudes_is_the_tag_factor():
     assert found[1] - found[0] == pytest.approx(float(difference_VD.abs().sum()), rel=1e-4)
 
 
-@pytest.mark.parametrize("wrong", [{"name": "euclidean"}, {"bias": "both"}, {"factor": 1.0}])
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_classes_are_matched_together_or_each_on_its_own(classes):
+    assert matched_together(DistanceConfig(), classes) == [list(range(classes))]
+    assert matched_together(DistanceConfig(classes="apart"), classes) == [[label] for label in range(classes)]
+
+
+@pytest.mark.parametrize("wrong", [{"name": "euclidean"}, {"bias": "both"}, {"classes": "some"}, {"factor": 1.0}])
 def test_settings_that_nobody_reads_are_refused(wrong):
     with pytest.raises(ValidationError):
         DistanceConfig(**wrong)

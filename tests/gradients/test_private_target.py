@@ -8,10 +8,12 @@ import math
 
 import pytest
 import torch
+from loss_oracles import random_added, verbaliser_gradient, with_added
 
 import oracles
 from gradmm.errors import ConfigError, NonFiniteError, PrivacyBudgetError, TaskError
 from gradmm.gradients.factors import Factors, label_factors
+from gradmm.gradients.losses import VOCABULARY, VerbaliserLoss
 from gradmm.gradients.private_target import (
     STATE,
     PrivateAccumulator,
@@ -22,7 +24,7 @@ from gradmm.gradients.private_target import (
     public_clip,
     public_signal,
 )
-from gradmm.gradients.spaces import IDENTITY, SpaceConfig, fit_space
+from gradmm.gradients.spaces import IDENTITY, LinearMap, SpaceConfig, fit_space
 from gradmm.gradients.target import compute_target
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.privacy.ledger import LEDGER, Ledger
@@ -69,13 +71,19 @@ def batches(split, size=2):
     return [[list(own[i : i + size]) for i in range(0, len(own), size)] for own in split]
 
 
-def space_of(lm, task, maps):
+def space_of(lm, task, maps, loss=VOCABULARY):
     ids = [task.text_ids(text) for own in SPLIT for text in own]
     batch = task.collate(ids, [0] * len(ids))
-    public = label_factors(lm, batch, batch.embed(lm.embeddings_VE), 1)
+    public = label_factors(lm, batch, batch.embed(lm.embeddings_VE), 1, loss=loss)
     labels = [token for words in task.label_ids for token in words]
+    if isinstance(loss, VerbaliserLoss):
+        labels = range(len(loss.tokens_M))
     generator = torch.Generator().manual_seed(0)
-    return fit_space(SpaceConfig(maps=maps, rank=4), public, labels, generator)
+    return fit_space(SpaceConfig(maps=maps, rank=4), public, labels, generator, loss)
+
+
+def loss_of(task, name):
+    return VOCABULARY if name == "vocabulary" else with_added(task, random_added(task))
 
 
 def release(
@@ -89,10 +97,14 @@ def release(
 
 
 def row_gradient(lm, task, text, label, space):
-    """One row's gradient by autograd, mapped as matrices, flattened (M)."""
-    weight_VD, bias_V = oracles.materialised_head_gradient(
-        lm, [task.render(text, label)], [len(task.label_ids[label])]
-    )
+    """One row's gradient of the space's loss by autograd, mapped as matrices."""
+    if isinstance(space.loss, VerbaliserLoss):
+        weight_VD, bias_V = verbaliser_gradient(lm, task, [text], [label], random_added(task))
+        weight_VD, bias_V = weight_VD[space.loss.tokens_M], bias_V[space.loss.tokens_M]
+    else:
+        weight_VD, bias_V = oracles.materialised_head_gradient(
+            lm, [task.render(text, label)], [len(task.label_ids[label])]
+        )
     weight_VD, bias_V = weight_VD.detach(), bias_V.detach()
     for one in space.maps:
         if one.r_rows_M is not None:
@@ -114,12 +126,23 @@ def joined(target):
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("maps", [(), ("verbaliser", "centred", "whitened"), ("subspace",), ("sketch",)])
-def test_the_target_is_the_mean_of_clipped_gradients(tiny_lm, tiny_task, tmp_path, maps, with_bias):
-    """The clip is on weight and bias together, row by row; some rows are longer than it and some are not."""
+@pytest.mark.parametrize(
+    ("loss", "maps"),
+    [
+        *(("vocabulary", maps) for maps in [(), ("verbaliser", "whitened", "shift"), ("subspace",), ("sketch",)]),
+        *(("verbalisers", maps) for maps in [(), ("whitened",), ("verbaliser", "whitened")]),
+    ],
+)
+def test_the_target_is_the_mean_of_clipped_gradients(tiny_lm, tiny_task, tmp_path, loss, maps, with_bias):
+    """The clip is on weight and bias together, row by row; some rows are longer than it and some are not.
+
+    It is on what the space makes of a row, whatever its maps do, a shift of the hidden states among them.
+    """
     lm = tiny_lm("phi")
     task = tiny_task(lm, MIXED)
-    space = space_of(lm, task, maps)
+    space = space_of(lm, task, [name for name in maps if name != "shift"], loss_of(task, loss))
+    if "shift" in maps:
+        space = space.then(LinearMap(h_shift_D=torch.randn(32, generator=torch.Generator().manual_seed(0))))
     rows = [[row_gradient(lm, task, text, label, space) for text in own] for label, own in enumerate(SPLIT)]
     norms = [
         math.hypot(float(weight.norm()), float(bias.norm()) if with_bias else 0)
@@ -224,12 +247,12 @@ def test_rows_that_cannot_be_used_add_nothing_and_stop_nothing(tiny_lm, tiny_tas
         melted = sums_of(lm, task, tmp_path / "melted", [["A", "It"], [], []])
     assert torch.equal(melted, sums_of(lm, task, tmp_path / "rest", [["A"], [], []]))
 
-    def broken(lm, batch, embeds, texts_per_set, limit=None):
-        factors = label_factors(lm, batch, embeds, texts_per_set, limit)
+    def broken(lm, batch, embeds, texts_per_set, *others):
+        factors = label_factors(lm, batch, embeds, texts_per_set, *others)
         is_bad = batch.ids_NS[0, batch.text_start :].tolist()[: len(bad)] == bad
         return Factors(factors.r_KJV * (math.nan if is_bad else 1), factors.h_KJD, factors.weight_KJ)
 
-    monkeypatch.setattr("gradmm.gradients.private_target.label_factors", broken)
+    monkeypatch.setattr("gradmm.gradients.spaces.label_factors", broken)
     found = sums_of(lm, task, tmp_path / "bad", [["A", "It"], [], []])
     assert torch.equal(found, sums_of(lm, task, tmp_path / "good", [["A"], [], []]))
 
@@ -347,14 +370,32 @@ def test_the_public_signal_is_the_norm_of_the_mean_of_clipped_gradients(tiny_lm,
     assert 0 < expected < 1
 
 
+@pytest.mark.parametrize("loss", ["verbalisers", "vocabulary"])
 @pytest.mark.parametrize(
-    "maps", [(), ("verbaliser", "whitened"), ("sketch",), ("verbaliser", "sketch"), ("centred",)]
+    "maps", [(), ("verbaliser", "whitened"), ("sketch",), ("verbaliser", "sketch"), ("whitened",)]
 )
-def test_sizes_are_known_before_the_space_is_fitted(tiny_lm, tiny_task, maps):
+def test_sizes_are_known_before_the_space_is_fitted(tiny_lm, tiny_task, maps, loss):
     lm = tiny_lm("phi")
     task = tiny_task(lm, MIXED)
-    planned = planned_geometry(lm, task, SpaceConfig(maps=maps, rank=4), True)
-    assert planned == geometry(lm, space_of(lm, task, maps), True)
+    planned = planned_geometry(lm, task, SpaceConfig(loss=loss, maps=maps, rank=4), True)
+    space = space_of(lm, task, maps, loss_of(task, loss))
+    assert planned == geometry(lm, space, True)
+    assert planned == geometry(lm, space.then(LinearMap(h_shift_D=torch.ones(planned.columns))), True)
+
+
+def test_what_is_released_is_centred_without_another_look_at_the_rows(tiny_lm, tiny_task, tmp_path):
+    """From the noisy means alone: nothing more is spent, and they are what they were but for their common part."""
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    space = space_of(lm, task, ("whitened",), loss_of(task, "verbalisers"))
+    found, _ = release(lm, task, tmp_path, space=space, noise=FixedNoise(seed=3))
+    spent, centred = (tmp_path / LEDGER).read_bytes(), found.centred()
+    assert (tmp_path / LEDGER).read_bytes() == spent
+    (shift,) = centred.space.maps[len(space.maps) :]
+    for own, released in zip(centred.classes, found.classes, strict=True):
+        (weight_VD, bias_V), (noisy_VD, noisy_V) = own.materialised(), released.materialised()
+        assert torch.equal(bias_V, noisy_V)
+        torch.testing.assert_close(weight_VD, noisy_VD - torch.outer(noisy_V, shift.h_shift_D))
 
 
 def test_sets_of_texts_are_added_one_by_one(tiny_lm, tiny_task):

@@ -133,11 +133,6 @@ def config_of(private: bool = False, hostile: bool = False) -> dict[str, Any]:
 def metrics_of(texts: Sequence[Sequence[str]], private: bool = False) -> dict[str, Any]:
     """`metrics.json`."""
     count = sum(map(len, texts))
-    search = {
-        **{"relabelled_in": 1, "relabelled_out": 0, "candidates": 193, "carry_their_label": 116},
-        **{"objective_greedy": -4.85, "objective_selected": -4.94, "exchanges": 7},
-        **{"objective_before_refinement": -4.89, "objective_refined": -4.97, "evaluations": 400, "changes": 9},
-    }
     sets = {
         "synthetic": (0.0049, 2.42, 0.79),
         "selected": (0.0055, 2.40, 0.78),
@@ -161,12 +156,27 @@ def metrics_of(texts: Sequence[Sequence[str]], private: bool = False) -> dict[st
             "name": "lowercase+no_punctuation",
             "objectives": {"as_written": -1, "lowercase+no_punctuation": -2},
         },
-        "search": [search | {"selected_texts": list(part)} for part in texts],
+        "search": search_of(texts, [list(range(len(texts)))]),
         "stops": [],
         "seconds": {"pool": 4.22, "writer": 31.8, "search": 13.1, "measure": 1.6},
         "trace": [],
         **({"privacy": _privacy()} if private else {}),
     }
+
+
+def search_of(texts: Sequence[Sequence[str]], groups: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """`search` of the metrics, for groups of classes that were matched together."""
+    return [
+        {
+            **{"classes": list(group), "selected_texts": [list(texts[label]) for label in group]},
+            **{"relabelled_in": [1 + c for c in group], "relabelled_out": [2 * c for c in group]},
+            **{"candidates": [193 - c for c in group], "carry_their_label": [116 + c for c in group]},
+            **{"objective_greedy": -4.85 - at, "objective_selected": -4.94 - at, "exchanges": 7 + at},
+            **{"objective_before_refinement": -4.89 - at, "objective_refined": -4.97 - at},
+            **{"evaluations": 400 + at, "changes": 9 + at},
+        }
+        for at, group in enumerate(groups)
+    ]
 
 
 def figures_of(texts: Sequence[Sequence[str]], private: bool = False, hostile: bool = False) -> dict[str, Any]:
@@ -188,7 +198,7 @@ def figures_of(texts: Sequence[Sequence[str]], private: bool = False, hostile: b
     found: dict[str, Any] = {
         "version": 1,
         "map": {"explained": [0.61, 0.2], "points": points},
-        "history": _history(len(texts)),
+        "history": history_of([list(range(len(texts)))]),
         "lengths": {"unit": "tokens", "edges": [0, 8, 16, 24], "sets": counts},
         "words": {
             "reference": "lm" if private else "real",
@@ -201,13 +211,15 @@ def figures_of(texts: Sequence[Sequence[str]], private: bool = False, hostile: b
     return found
 
 
-def _history(classes: int) -> list[dict[str, Any]]:
+def history_of(groups: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """`history` of the figures, for groups of classes that were matched together."""
     falling = [[step, 0.1 / step] for step in range(1, 9)]
     every = [
         {"stage": "admm", "label": None, "unit": "outer iterations", "quantity": quantity, "points": falling}
         for quantity in ("distance", "primal residual", "dual residual")
     ]
-    for label in range(classes):
+    for group in groups:
+        label = group[0] if len(group) == 1 else None
         objective = [[step, -4 - 0.1 * step] for step in range(5)]
         own = {"stage": "selection", "label": label, "unit": "exchanges", "quantity": "objective"}
         every.append(own | {"points": objective})

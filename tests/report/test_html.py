@@ -16,12 +16,15 @@ import pytest
 from run_folders import (
     HOSTILE,
     HOSTILE_LABELS,
+    LABELS,
     REAL_TEXT,
     TEXTS,
     figures_of,
+    history_of,
     make_comparison_run,
     make_texts_run,
     metrics_of,
+    search_of,
 )
 
 from gradmm.errors import ConfigError, RunFolderError, printable
@@ -157,6 +160,36 @@ def test_every_section_is_there_in_order(folders: dict[str, Path]) -> None:
     assert "0.0049" in page.words and "0.0016" in page.words and "0.0259" in page.words
     assert "NOT differentially private" in page.words
     assert "took the form of writing lowercase+no_punctuation: of 2 that were tried" in page.words
+
+
+@pytest.mark.parametrize(
+    ("groups", "names"), [([[0, 1]], ["all classes together"]), ([[0], [1]], ["negative", "positive"])]
+)
+def test_candidates_are_told_by_class_and_objectives_by_what_was_matched(
+    tmp_path: Path, groups: list[list[int]], names: list[str]
+) -> None:
+    drawn = figures_of(TEXTS) | {"history": history_of(groups)}
+    run = make_texts_run(tmp_path / "run", metrics={"search": search_of(TEXTS, groups), "figures": drawn})
+    page = report(run)
+    lines = "\n".join(line for line in page.words.split("\n") if line.strip())
+    counted = "carry their label\nrelabelled in / out\nnegative\n193\n116\n1 / 0\npositive\n192\n117\n2 / 2\n"
+    assert counted in lines
+    rows = [
+        f"{name}\n{-4.85 - at:.2f}\n{7 + at}\n{-4.94 - at:.2f}\n{-4.97 - at:.2f}\n{9 + at}\n{400 + at}\n"
+        for at, name in enumerate(names)
+    ]
+    assert f"sets judged\n{''.join(rows)}" in lines
+    before = lines[lines.index("The selected texts, before single tokens were changed") :]
+    assert before.startswith(
+        "\n".join(
+            [
+                *("The selected texts, before single tokens were changed", "class", "text"),
+                *(part for name, own in zip(LABELS, TEXTS, strict=True) for text in own for part in (name, text)),
+            ]
+        )
+    )
+    curves = [name if len(groups) > 1 else "all classes" for name in names]
+    assert f"Selection: objective.\n{'; '.join(f'{name} from -4 to -4.4' for name in curves)}.\n" in lines
 
 
 def test_what_a_run_did_not_keep_is_left_out(folders: dict[str, Path]) -> None:

@@ -90,7 +90,8 @@ def with_canaries(path: Path) -> Path:
     drawn["nearest"] = [{"row": 0, "text": f"A row, {CANARY}.", "overlap": 0.4}]
     drawn["words"] = {"reference": "real", "more": words, "fewer": words}
     _put(folder / "metrics.json", "figures", drawn)
-    _put(folder / "metrics.json", "search", [own | {"selected_texts": [CANARY]} for own in found])
+    chosen = {"selected_texts": [[CANARY] for _ in LABELS]}
+    _put(folder / "metrics.json", "search", [own | chosen for own in found])
     _put(folder / "metrics.json", "notes", CANARY)
     _put(folder / "environment.json", "platform", f"Linux-{CANARY}")
     _put(folder / "fingerprint.json", "data", CANARY)

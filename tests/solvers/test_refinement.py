@@ -2,14 +2,17 @@
 
 import json
 import math
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
+from gradmm.data.task import BoundTask
 from gradmm.data.vocabulary import allowed_tokens, bare_starts
 from gradmm.gradients.distances import DistanceConfig
+from gradmm.gradients.losses import VerbaliserLoss
 from gradmm.gradients.spaces import IDENTITY, LinearMap, Space
 from gradmm.gradients.target import compute_target
 from gradmm.memory import BatchLimit
@@ -19,6 +22,9 @@ from gradmm.solvers.refinement import FRESH, RefinementConfig, RefinementState, 
 from solver_oracles import distance_slowly, log_perplexity_slowly, mean_gradient, next_logits, text_gradient
 
 LABEL = 1
+ONE, TWO, UNEVEN = (1, 1, 1, 1), (0, 0, 1, 1), (1, 0, 1, 1)
+"""Classes of the four texts below."""
+MIXED = {"labels": UNEVEN, "words": (" bad", " very great")}
 KNOWN = {}
 FREE = 4.8  # nats per token, about what random models give
 ROWS = [
@@ -46,11 +52,15 @@ def refining(tiny_lm, tiny_task):
         seed=0,
         words=None,
         free=FREE,
+        labels=ONE,
+        prompts=(),
         **settings,
     ):
         lm = tiny_lm(kind)
         task = tiny_task(lm, words or (" bad", " great"), "Review: {text} It was")
-        target = compute_target(lm, task, [[own] for own in ROWS], space=space)
+        task = BoundTask(task.task.model_copy(update={"instructions": prompts}), lm.tokenizer, lm.max_length)
+        released, classes = compute_target(lm, task, [[own] for own in ROWS], space=space), sorted(set(labels))
+        target = released.together(classes, [labels.count(label) for label in classes])
         config = RefinementConfig(**{"evaluations": 12, "proposals": 4, "places": 3, "nll_weight": 0.0} | settings)
         if allowed_V is None:
             allowed_V = allowed_tokens(lm.tokenizer, lm.vocab_size)
@@ -58,8 +68,9 @@ def refining(tiny_lm, tiny_task):
         refiner = Refiner(
             lm,
             task,
-            LABEL,
+            labels,
             target,
+            space,
             distance,
             allowed_V,
             config,
@@ -92,11 +103,29 @@ def known():
     KNOWN.clear()
 
 
-def gradient_of(lm, task, text):
-    key = (lm.name, task.task.verbalisers, text)
+def gradient_of(lm, task, text, label, loss=None):
+    key = (lm.name, task.task.verbalisers, text, label, None if loss is None else str(loss.bias_CLM))
     if key not in KNOWN:
-        KNOWN[key] = text_gradient(lm, task, task.text_ids(text), LABEL)
+        own = (lm, task, task.text_ids(text), label)
+        KNOWN[key] = text_gradient(*own) if loss is None else verbaliser_gradient(*own, loss)
     return KNOWN[key]
+
+
+def verbaliser_gradient(lm, task, text_ids, label, loss):
+    """Of the cross-entropy among the tokens that verbalisers go on with, with the loss's bias added to logits."""
+    own, tokens = task.label_ids[label], loss.tokens_M.tolist()
+    before = [*task.prefix_ids, *text_ids, *task.suffix_ids]
+    weight_VD = lm.head.weight_VD.clone().requires_grad_()
+    bias_V = (torch.zeros(len(weight_VD)) if lm.head.bias_V is None else lm.head.bias_V.clone()).requires_grad_()
+    head, total = replace(lm.head, weight_VD=weight_VD, bias_V=bias_V), 0.0
+    for place, token in enumerate(own):
+        with torch.no_grad():
+            seen = lm.body(input_ids=torch.tensor([[*before, *own[:place]]]), use_cache=False)
+        logits_V = head(seen.last_hidden_state[0, -1])[0]
+        following = sorted({ids[place] for ids in task.label_ids if ids[:place] == own[:place]})
+        added = torch.stack([loss.bias_CLM[label, place, tokens.index(one)] for one in following])
+        total = total - torch.log_softmax(logits_V[following] + added, -1)[following.index(token)]
+    return torch.autograd.grad(total, (weight_VD, bias_V))
 
 
 def nll_slowly(lm, task, texts):
@@ -104,26 +133,33 @@ def nll_slowly(lm, task, texts):
     return sum(nll) / len(nll)
 
 
-def objective_slowly(lm, task, distance, texts, nll_weight, space=IDENTITY, start=TEXTS, free=FREE):
-    def gradient(texts):
-        weight_VD, bias_V = mean_gradient([gradient_of(lm, task, text) for text in texts])
+def objective_slowly(
+    lm, task, distance, texts, nll_weight, space=IDENTITY, start=TEXTS, free=FREE, labels=ONE, loss=None
+):
+    """The target is the mean, over the texts, of the mean gradient of the rows of a text's class."""
+
+    def gradient(labelled):
+        weight_VD, bias_V = mean_gradient([gradient_of(lm, task, text, label, loss) for text, label in labelled])
         for one in space.maps:
             weight_VD, bias_V = one.r_MV @ weight_VD @ one.h_PD.T, one.r_MV @ bias_V
         return weight_VD, bias_V
 
-    value = distance_slowly(distance, gradient(texts), gradient(ROWS[LABEL]), lm.head.bias_V is not None)
+    target = mean_gradient([gradient([(row, label) for row in ROWS[label]]) for label in labels])
+    mine = gradient(list(zip(texts, labels, strict=True)))
+    value = distance_slowly(distance, mine, target, lm.head.bias_V is not None)
     excess = nll_slowly(lm, task, texts) - min(free, nll_slowly(lm, task, start))
     return math.log(max(float(value), 1e-9)) + nll_weight * max(0.0, excess)
 
 
 @pytest.mark.parametrize("nll_weight", [0.0, 0.05])
 @pytest.mark.parametrize("distance", DISTANCES, ids=str)
-def test_objective_of_every_state_is_that_of_its_texts_and_never_rises(refining, distance, nll_weight):
-    lm, task, refiner = refining("phi", distance, nll_weight=nll_weight)
+@pytest.mark.parametrize("labels", [ONE, TWO, UNEVEN], ids=str)
+def test_objective_of_every_state_is_that_of_its_texts_and_never_rises(refining, distance, nll_weight, labels):
+    lm, task, refiner = refining("phi", distance, nll_weight=nll_weight, labels=labels)
     assert lm.head.bias_V is not None, "phi is here for the bias"
     states = list(map(read, followed(refiner)))
     for state in states:
-        expected = objective_slowly(lm, task, distance, state.texts, nll_weight)
+        expected = objective_slowly(lm, task, distance, state.texts, nll_weight, labels=labels)
         assert state.objective == pytest.approx(expected, rel=1e-4, abs=1e-5)
         assert state.start == states[0].objective
     values = [state.objective for state in states]
@@ -148,32 +184,53 @@ def test_it_spends_no_readability_that_selection_left_unspent(refining):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_other_heads_a_bos_token_and_verbalisers_of_several_tokens(refining, kind):
-    lm, task, refiner = refining(kind, words=(" bad", " very great"), nll_weight=0.05)
-    assert len(task.label_ids[LABEL]) > 1
+@pytest.mark.parametrize("labels", [ONE, TWO, UNEVEN], ids=str)
+@pytest.mark.parametrize("at_once", [1, 3, 64])
+def test_other_heads_a_bos_token_and_verbalisers_of_several_tokens(refining, kind, labels, at_once):
+    """However classes whose verbalisers differ in length meet in a batch."""
+    more = {"words": (" bad", " very great"), "nll_weight": 0.05, "labels": labels, "limit": BatchLimit(at_once)}
+    lm, task, refiner = refining(kind, **more)
+    assert len(task.label_ids[LABEL]) > 1 == len(task.label_ids[0])
     for state in map(read, followed(refiner)):
-        expected = objective_slowly(lm, task, DISTANCES[0], state.texts, 0.05)
+        expected = objective_slowly(lm, task, DISTANCES[0], state.texts, 0.05, labels=labels)
         assert state.objective == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert state.accepted > 0
 
 
 @pytest.mark.parametrize("distance", [DISTANCES[0], DISTANCES[4]], ids=str)
-def test_spaces_other_than_the_identity(refining, tiny_lm, distance):
+@pytest.mark.parametrize("words", [(" bad", " great"), (" bad", " very great"), (" very bad", " very great")])
+def test_losses_that_differ_by_class(refining, tiny_lm, tiny_task, distance, words):
+    """Calibration adds to a logit what depends on the class and on the place."""
+    task = tiny_task(tiny_lm("phi"), words, "Review: {text} It was")
+    loss = VerbaliserLoss.of(task)
+    loss = replace(loss, bias_CLM=torch.randn(loss.bias_CLM.shape, generator=torch.Generator().manual_seed(0)))
+    lm, task, refiner = refining("phi", distance, Space(loss=loss), words=words, labels=UNEVEN)
+    states = list(map(read, followed(refiner)))
+    for state in states:
+        expected = objective_slowly(lm, task, distance, state.texts, 0.0, labels=UNEVEN, loss=loss)
+        assert state.objective == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert states[-1].accepted > 0
+
+
+@pytest.mark.parametrize("labels", [ONE, TWO], ids=str)
+@pytest.mark.parametrize("distance", [DISTANCES[0], DISTANCES[4]], ids=str)
+def test_spaces_other_than_the_identity(refining, tiny_lm, distance, labels):
     lm, generator = tiny_lm("phi"), torch.Generator().manual_seed(0)
     maps = [
         LinearMap(r_MV=torch.randn(9, lm.vocab_size, generator=generator), h_PD=torch.eye(32)),
         LinearMap(r_MV=torch.eye(9), h_PD=torch.randn(7, 32, generator=generator)),
     ]
-    lm, task, refiner = refining("phi", distance, Space(maps))
+    lm, task, refiner = refining("phi", distance, Space(maps), labels=labels)
     states = list(map(read, followed(refiner)))
     for state in states:
-        expected = objective_slowly(lm, task, distance, state.texts, 0.0, Space(maps))
+        expected = objective_slowly(lm, task, distance, state.texts, 0.0, Space(maps), labels=labels)
         assert state.objective == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert states[-1].accepted > 0
 
 
-def test_every_state_is_a_valid_set(refining):
-    settings = {"kind": "gpt2", "temperature": 3.0, "evaluations": 60, "proposals": 20}
+@pytest.mark.parametrize("labels", [ONE, UNEVEN], ids=str)
+def test_every_state_is_a_valid_set(refining, labels):
+    settings = {"kind": "gpt2", "temperature": 3.0, "evaluations": 60, "proposals": 20, "labels": labels}
     _, task, refiner = refining(**settings)
     allowed_V = refiner._allowed_V.clone()
     used = {token for text in TEXTS for token in task.text_ids(text)}
@@ -195,7 +252,7 @@ def test_every_state_is_a_valid_set(refining):
 
 
 def test_changed_texts_are_one_token_away_new_to_the_set_and_no_longer(refining):
-    _, task, refiner = refining("gpt2", proposals=112)
+    _, task, refiner = refining("gpt2", proposals=112, labels=(*UNEVEN, 0))
     ids = task.text_ids(TEXTS[1])
     neighbour = task.decode([*ids[:3], *task.text_ids("great")[-1:], *ids[4:]])
     texts = [*TEXTS, neighbour]
@@ -222,28 +279,37 @@ def test_changed_texts_are_one_token_away_new_to_the_set_and_no_longer(refining)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "phi", "llama", "gemma2"])
-def test_proposals_are_drawn_from_the_lms_distribution_after_prompt_and_left_context(refining, kind):
-    lm, task, refiner = refining(kind)
-    starts = [task.text_ids(text)[:t] for text, t in zip(TEXTS, (1, 5, 3, 1), strict=True)]
-    found_KV = refiner._next_token_logits(starts)
+def test_proposals_are_drawn_from_the_lms_distribution_after_prompt_and_left_context(refining, kind, monkeypatch):
+    """Of a text's own class."""
+    lm, task, refiner = refining(kind, labels=UNEVEN)
+    places, seen = [(0, 1), (1, 5), (2, 3), (3, 1), (1, 2)], []
+    monkeypatch.setattr(refiner, "_draw", lambda logits_V, _: seen.append(logits_V.clone()) or [])
+    assert refiner._propose(refiner.init(TEXTS), places) == []
     spaced = bare_starts(lm.tokenizer, lm.vocab_size)[1]
-    for start, found_V in zip(starts, found_KV, strict=True):
-        first = int(spaced[start[0]]) if task.starts_bare else start[0]
-        expected_V = next_logits(lm, [*task.instruction_ids[LABEL], first, *start[1:]])
-        allowed_V = refiner._allowed_V
-        torch.testing.assert_close(found_V[allowed_V], expected_V[allowed_V], rtol=1e-4, atol=1e-4)
-        assert bool((found_V[~allowed_V] == -torch.inf).all())
+    for (i, t), found_V in zip(places, seen, strict=True):
+        ids = task.text_ids(TEXTS[i])
+        first = int(spaced[ids[0]]) if task.starts_bare else ids[0]
+        own_V, other_V = (
+            next_logits(lm, [*task.instruction_ids[label], first, *ids[1:t]])
+            for label in (UNEVEN[i], 1 - UNEVEN[i])
+        )
+        drawn_V = refiner._allowed_V.clone()
+        drawn_V[ids[t]] = False  # what stands there now
+        torch.testing.assert_close(found_V[drawn_V], own_V[drawn_V], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(found_V[drawn_V], other_V[drawn_V], rtol=1e-3, atol=1e-3), "prompts differ"
+        assert bool((found_V[~drawn_V] == -torch.inf).all())
 
 
 def test_the_first_word_is_shown_to_the_lm_as_after_a_prompt(demo_lm, demo_task):
-    target = compute_target(demo_lm, demo_task, [[own] for own in ROWS])
+    target = compute_target(demo_lm, demo_task, [[own] for own in ROWS]).classes[LABEL]
     allowed_V = allowed_tokens(demo_lm.tokenizer, demo_lm.vocab_size)
     config = RefinementConfig()
     refiner = Refiner(
         demo_lm,
         demo_task,
-        LABEL,
+        [LABEL],
         target,
+        IDENTITY,
         DISTANCES[0],
         allowed_V,
         config,
@@ -255,7 +321,7 @@ def test_the_first_word_is_shown_to_the_lm_as_after_a_prompt(demo_lm, demo_task)
     bare = demo_task.text_ids("The film is")
     assert whole[-3:] != bare
     expected_V = next_logits(demo_lm, whole)
-    found_V = refiner._next_token_logits([bare])[0]
+    found_V = refiner._next_token_logits([refiner._shown(LABEL, bare)])[0]
     torch.testing.assert_close(found_V[allowed_V], expected_V[allowed_V], rtol=1e-4, atol=1e-4)
 
 
@@ -298,14 +364,15 @@ def test_seconds_are_a_budget_too(refining, monkeypatch):
 
 
 @pytest.mark.parametrize("nll_weight", [0.0, 0.05])
-def test_a_sweep_that_brings_nothing_is_a_local_optimum(refining, tiny_lm, nll_weight):
+@pytest.mark.parametrize("labels", [(1, 1, 1), (0, 1, 1, 0)], ids=str)
+def test_a_sweep_that_brings_nothing_is_a_local_optimum(refining, tiny_lm, nll_weight, labels):
     lm = tiny_lm("gpt2")
-    texts = ["The film is", "A bad end", "It was fine"]
+    texts = ["The film is", "A bad end", "It was fine", "I feel it was a bad end"][: len(labels)]
     allowed_V = torch.zeros(lm.vocab_size, dtype=torch.bool)
     for text in [*texts, "great happy sad feel story"]:
         allowed_V[lm.tokenizer(text).input_ids] = True
     settings = {"evaluations": 10_000, "proposals": 120, "nll_weight": nll_weight, "places": 5}
-    lm, task, refiner = refining("gpt2", allowed_V=allowed_V, **settings)
+    lm, task, refiner = refining("gpt2", allowed_V=allowed_V, labels=labels, **settings)
     state = read(followed(refiner, texts)[-1])
     assert refiner.stop(state) == "sweep" and state.accepted > 0
     assert state.evaluations < 10_000 * len(texts)
@@ -319,14 +386,15 @@ def test_a_sweep_that_brings_nothing_is_a_local_optimum(refining, tiny_lm, nll_w
                 if other in state.texts or len(again) > len(ids) or not bool(allowed_V[again].all()):
                     continue
                 changed = [*state.texts[:i], other, *state.texts[i + 1 :]]
-                value = objective_slowly(lm, task, DISTANCES[0], changed, nll_weight, start=texts)
+                given = {"start": texts, "labels": labels}
+                value = objective_slowly(lm, task, DISTANCES[0], changed, nll_weight, **given)
                 assert value > state.objective - 1e-6, (text, other)
                 tried += 1
     assert tried > 50
 
 
 def test_texts_of_one_and_two_tokens_have_no_places(refining):
-    _, task, refiner = refining("gpt2")
+    _, task, refiner = refining("gpt2", labels=(1, 0, 1))
     texts = ["a", "b", "9"]
     assert [len(task.text_ids(text)) for text in texts] == [1, 2, 2]
     state = read(followed(refiner, texts)[-1])
@@ -345,22 +413,40 @@ def test_places_are_all_inner_ones_once_and_fit_the_context_after_the_prompt(ref
     room = lm.max_length - len(task.instruction_ids[LABEL])
     assert task.room > room + 2, "the template is shorter than the prompt"
     long = task.tokenizer.decode(task.text_ids("a b " * 99)[: task.room])
-    state = RefinementState([long])
+    state, refiner = RefinementState([long]), refining("gpt2", labels=[LABEL])[2]
     refiner._begin_sweep(state)
     assert max(t for _, t in state.places) == room
     refiner._propose(state, [(0, room)])
+
+
+def test_places_fit_the_context_after_the_prompt_of_their_own_class(refining):
+    labels = (1, 0, 1)
+    prompts = (
+        "A dull film. It makes me feel sad.",
+        "A great film. It makes me feel happy. I feel it was a fine end:",
+    )
+    lm, task, refiner = refining("gpt2", prompts=prompts, labels=labels)
+    rooms = [lm.max_length - len(ids) for ids in task.instruction_ids]
+    assert task.room > rooms[0] + 2 > rooms[1] + 5
+    long = task.tokenizer.decode(task.text_ids("a b " * 99)[: task.room])
+    state = RefinementState([long, long[2:], long[4:]])
+    refiner._begin_sweep(state)
+    for i, label in enumerate(labels):
+        assert max(t for j, t in state.places if j == i) == rooms[label]
+    refiner._propose(state, [(i, rooms[label]) for i, label in enumerate(labels)])
 
 
 # ---- resumption, seeds, memory
 
 
 @pytest.mark.parametrize("nll_weight", [0.0, 0.05])
-def test_resumed_from_any_state_it_goes_on_the_same(refining, nll_weight):
-    refiner = refining("phi", nll_weight=nll_weight, evaluations=20)[2]
-    states = followed(refiner)
+@pytest.mark.parametrize("more", [{}, MIXED], ids=["one class", "two classes"])
+def test_resumed_from_any_state_it_goes_on_the_same(refining, nll_weight, more):
+    settings = {"nll_weight": nll_weight, "evaluations": 20, **more}
+    states = followed(refining("phi", **settings)[2])
     assert len(states) > 5
     for at, kept in enumerate(states):
-        again = followed(refining("phi", nll_weight=nll_weight, evaluations=20)[2], state=read(kept))
+        again = followed(refining("phi", **settings)[2], state=read(kept))
         assert len(again) == len(states) - at
         for mine, theirs in zip(map(read, again), map(read, states[at:]), strict=True):
             assert mine.objective == pytest.approx(theirs.objective, rel=1e-5)
@@ -369,13 +455,26 @@ def test_resumed_from_any_state_it_goes_on_the_same(refining, nll_weight):
             assert mine == theirs
 
 
-def test_resumed_from_a_state_that_is_kept_it_goes_on_to_the_last_digit(refining):
-    states = followed(refining("phi", nll_weight=0.05, evaluations=60)[2])
+@pytest.mark.parametrize("more", [{}, MIXED], ids=["one class", "two classes"])
+def test_resumed_from_a_state_that_is_kept_it_goes_on_to_the_last_digit(refining, more):
+    settings = {"nll_weight": 0.05, "evaluations": 60, **more}
+    states = followed(refining("phi", **settings)[2])
     kept = [at for at in range(len(states)) if read(states[at]).step % FRESH == 0]
     assert len(kept) > 1 and read(states[kept[1]]).accepted
     for at in kept:
-        again = followed(refining("phi", nll_weight=0.05, evaluations=60)[2], state=read(states[at]))
+        again = followed(refining("phi", **settings)[2], state=read(states[at]))
         assert again == states[at:]
+
+
+def test_every_draw_has_a_generator_of_its_own(refining):
+    refiner, asked = refining("gpt2", labels=TWO, evaluations=40)[2], []
+    plain = refiner.make_generator
+    refiner.make_generator = lambda *purpose: asked.append(purpose) or plain(*purpose)
+    states = list(map(read, followed(refiner)))
+    last = states[-1]
+    assert last.sweep > 1
+    expected = [("sweep", at) for at in range(last.sweep)] + [("propose", at) for at in range(last.step)]
+    assert Counter(asked) == Counter(expected)
 
 
 def test_the_seed_decides(refining):
@@ -384,8 +483,9 @@ def test_the_seed_decides(refining):
     assert read(first[-1]).texts != read(other[-1]).texts
 
 
-def test_a_batch_too_many_is_halved_and_changes_nothing(refining, tiny_lm):
-    plain = read(followed(refining("gpt2", nll_weight=0.05)[2])[-1])
+@pytest.mark.parametrize("more", [{}, MIXED], ids=["one class", "two classes"])
+def test_a_batch_too_many_is_halved_and_changes_nothing(refining, tiny_lm, more):
+    plain = read(followed(refining("gpt2", nll_weight=0.05, **more)[2])[-1])
     limit, most, refused = BatchLimit(64), 2, []
 
     def check(_, args, kwargs):
@@ -394,7 +494,7 @@ def test_a_batch_too_many_is_halved_and_changes_nothing(refining, tiny_lm):
             refused.append(len(given))
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    refiner = refining("gpt2", nll_weight=0.05, limit=limit)[2]
+    refiner = refining("gpt2", nll_weight=0.05, limit=limit, **more)[2]
     hook = tiny_lm("gpt2").body.register_forward_pre_hook(check, with_kwargs=True)
     try:
         small = read(followed(refiner)[-1])

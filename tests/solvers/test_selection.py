@@ -6,7 +6,8 @@ import copy
 import math
 from collections import Counter
 from dataclasses import replace
-from itertools import combinations, pairwise
+from fractions import Fraction
+from itertools import combinations, pairwise, product
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from gradmm.solvers.kernels import FactorKernel, SimilarityKernel
 from gradmm.solvers.selection import (
     Candidates,
     SelectionConfig,
+    alternating,
     fit_weights,
     select,
 )
@@ -31,26 +33,35 @@ V, D = 6, 5
 FREE = 0.5  # of log-perplexities between 0 and 1
 NAMES, BIASES = ("cosine", "relative_l2"), ("joint", "separate", "ignore")
 WORDS = ("a", "film", "great", "bad", "story", "the", "end", "fine")
+COUNTS = {
+    1: [(n,) for n in range(1, 11)],
+    2: [(1, 1), (1, 4), (3, 1), (2, 3), (5, 2), (5, 5)],
+    3: [(1, 1, 1), (2, 1, 3), (1, 3, 1), (4, 2, 1), (4, 3, 3)],
+}
+"""Of texts wanted from ten candidates, for so many classes."""
 seeds, names, biases = st.integers(0, 9999), st.sampled_from(NAMES), st.sampled_from(BIASES)
 every_distance = pytest.mark.parametrize(("name", "bias"), [(a, b) for a in NAMES for b in BIASES])
 
 
 class Problem:
-    """A random pool of one class and a target; slow and obvious versions of everything, in float64."""
+    """A random pool of some classes and a target; slow and obvious versions of everything, in float64."""
 
-    def __init__(self, seed, name="cosine", bias="joint", size=10, pairs=2, alpha=0.0, diversity=0.0):
-        draw = torch.Generator().manual_seed(seed)
+    def __init__(self, seed, name="cosine", bias="joint", size=10, pairs=2, alpha=0.0, diversity=0.0, classes=1):
+        draw, rows = torch.Generator().manual_seed(seed), 3 * classes
         self.name, self.bias, self.alpha, self.diversity = name, bias, alpha, diversity
-        r_common, h_common = torch.randn(V, generator=draw), torch.randn(D, generator=draw)
-        r_NJV = torch.randn(size + 3, pairs, V, generator=draw) + r_common
-        h_NJD = torch.randn(size + 3, pairs, D, generator=draw) + h_common
-        weight_NJ = torch.ones(size + 3, pairs)
-        every = Factors(r_NJV, h_NJD, weight_NJ)
-        self.factors = every.sets(slice(0, size))
-        real = every.sets(slice(size, size + 3))  # the target is the mean of three rows that are not in the pool
+        # As labels pull at the logits, a class has its own r, and texts are texts: h knows no class.
+        r_common_CV, h_common = torch.randn(classes, V, generator=draw), torch.randn(D, generator=draw)
+        of_N = torch.cat([torch.arange(size) * classes // size, torch.arange(rows) % classes])
+        r_NJV = torch.randn(size + rows, pairs, V, generator=draw) + r_common_CV[of_N][:, None]
+        h_NJD = torch.randn(size + rows, pairs, D, generator=draw) + h_common
+        every = Factors(r_NJV, h_NJD, torch.ones(size + rows, pairs))
+        self.factors, self.of_N = every.sets(slice(0, size)), of_N[:size]
+        real = every.sets(slice(size, size + rows))  # the target: mean of three rows a class, none of the pool
         self.target = ClassTarget(
             Factors(
-                real.r_KJV.flatten(0, 1)[None], real.h_KJD.flatten(0, 1)[None], torch.full((1, 3 * pairs), 1 / 3)
+                real.r_KJV.flatten(0, 1)[None],
+                real.h_KJD.flatten(0, 1)[None],
+                torch.full((1, rows * pairs), 1 / rows),
             ),
             None,
         )
@@ -64,7 +75,12 @@ class Problem:
         other = copy.copy(self)
         other.factors, other.penalty_N = self.factors.sets(list(order)), self.penalty_N[list(order)]
         other.texts, other.nll_N = [self.texts[i] for i in order], self.nll_N[list(order)]
+        other.of_N = self.of_N[list(order)]
         return other
+
+    def of_class(self, label):
+        """Its candidates."""
+        return [i for i, own in enumerate(self.of_N.tolist()) if own == label]
 
     def candidates(self):
         """As the program makes them."""
@@ -74,6 +90,7 @@ class Problem:
             fast.align(self.target),
             components(self.target.square_norm(), self.bias).double()[:, 0],
             self.alpha * self.penalty_N,
+            self.of_N,
             SimilarityKernel(self.texts, self.diversity, size=2**16) if self.diversity else None,
             *self.readability(),
         )
@@ -89,6 +106,7 @@ class Problem:
             alignment_QN,
             target_Q,
             self.alpha * self.penalty_N,
+            self.of_N,
             similarity,
             *self.readability(),
         )
@@ -141,8 +159,32 @@ class Problem:
             value += self.diversity * sum(pairs) / len(pairs)
         return value
 
-    def select(self, count, exact=True, exchange=True):
-        return select(self.exact() if exact else self.candidates(), count, FORMULAS[self.name], exchange)
+    def select(self, *counts, exact=True, exchange=True):
+        return select(self.exact() if exact else self.candidates(), list(counts), FORMULAS[self.name], exchange)
+
+    def greedily(self, counts):
+        """From its definition: members in the order in which they are taken."""
+        members = []
+        for label in shared_out(counts):
+            others = [j for j in self.of_class(label) if j not in members]
+            members.append(min(others, key=lambda j: self.objective([*members, j])))
+        return members
+
+    def exchanged(self, members):
+        """From its definition: members after all exchanges, and the objective before and after each."""
+        members, place, idle = list(members), 0, 0
+        trace = [self.objective(members)]
+        while idle < len(members):
+            same = self.of_class(int(self.of_N[members[place]]))
+            others = [j for j in same if j not in members]
+            sets = [[*members[:place], j, *members[place + 1 :]] for j in others]
+            best = min(sets, key=self.objective, default=members)
+            idle += 1
+            if self.objective(best) < trace[-1] - 1e-9 * max(1.0, abs(trace[-1])):
+                members, idle = best, 0
+                trace.append(self.objective(best))
+            place = (place + 1) % len(members)
+        return members, trace
 
 
 class DenseKernel:
@@ -157,10 +199,28 @@ class DenseKernel:
         return self.gram_QNN[:, j].clone()
 
 
+def shared_out(counts):
+    """The class of every place: each goes to the class with most texts for one that it has and half of the next
+    (Sainte-Laguë)."""
+    places = []
+    for _ in range(sum(counts)):
+        places.append(max(range(len(counts)), key=lambda c: (Fraction(counts[c], 2 * places.count(c) + 1), -c)))
+    return places
+
+
 @st.composite
-def problems(draw, size=10):
+def problems(draw, size=10, classes=1):
     alpha, diversity = draw(st.sampled_from([0.0, 0.05, 1.0])), draw(st.sampled_from([0.0, 0.3]))
-    return Problem(draw(seeds), draw(names), draw(biases), size, draw(st.integers(1, 3)), alpha, diversity)
+    numbers = draw(seeds), draw(names), draw(biases), size, draw(st.integers(1, 3)), alpha, diversity
+    return Problem(*numbers, classes)
+
+
+@st.composite
+def tasks(draw, size=10, most=10):
+    """A problem of one to three classes, and how many texts of each are wanted."""
+    problem = draw(problems(size, draw(st.integers(1, 3))))
+    own = problem.of_N.bincount().tolist()
+    return problem, [draw(st.integers(1, min(there, max(1, most // len(own))))) for there in own]
 
 
 # ---- the objective
@@ -168,48 +228,96 @@ def problems(draw, size=10):
 
 @every_distance
 @pytest.mark.parametrize(("alpha", "diversity"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.5), (0.2, 0.4)])
-def test_incremental_objective_is_that_of_the_materialised_gradients(name, bias, alpha, diversity):
-    """For every n, after greed and after exchanges: sums that are kept up to date are what they stand for."""
-    problem = Problem(1, name, bias, 10, 2, alpha, diversity)
-    for count in range(1, 11):
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_incremental_objective_is_that_of_the_materialised_gradients(name, bias, alpha, diversity, classes):
+    """For all numbers of texts, after greed and after exchanges: sums that are kept up to date are what they stand
+    for, over the texts of all classes."""
+    problem = Problem(1, name, bias, 10, 2, alpha, diversity, classes)
+    for counts in COUNTS[classes]:
         for exchange in (False, True):
-            found = problem.select(count, exchange=exchange)
+            found = problem.select(*counts, exchange=exchange)
             assert found.objective == pytest.approx(problem.objective(found.indices), abs=1e-10)
             assert found.objective == found.trace[-1]
-            single = problem.select(count, exact=False, exchange=exchange)
+            single = problem.select(*counts, exact=False, exchange=exchange)
             assert single.objective == pytest.approx(problem.objective(single.indices), abs=2e-5)
 
 
-@settings(max_examples=25)
-@given(problems(), st.integers(1, 6))
-def test_greed_adds_whoever_makes_the_best_larger_set(problem, count):
-    chosen: list[int] = []
-    for _ in range(count):
-        others = [j for j in range(10) if j not in chosen]
-        chosen.append(min(others, key=lambda j: problem.objective([*chosen, j])))
-    assert problem.select(count, exchange=False).indices == chosen
+@settings(max_examples=60)
+@given(tasks(most=6))
+def test_greed_adds_whoever_makes_the_best_larger_set(task):
+    problem, counts = task
+    assert problem.select(*counts, exchange=False).indices == problem.greedily(counts)
 
 
-@settings(max_examples=25)
-@given(problems(), st.integers(1, 9), st.booleans())
-def test_at_the_end_no_single_exchange_is_any_better(problem, count, exact):
-    found = problem.select(count, exact)
+@settings(max_examples=60)
+@given(tasks(most=6))
+def test_every_step_is_that_of_the_slow_search(task):
+    """Greed, then exchanges from place to place: which texts, in which places, and the objective all the way."""
+    problem, counts = task
+    members, trace = problem.exchanged(problem.greedily(counts))
+    found = problem.select(*counts)
+    assert found.indices == members
+    assert found.trace == pytest.approx(trace, abs=1e-10)
+
+
+@settings(max_examples=60)
+@given(tasks(most=9), st.booleans())
+def test_at_the_end_no_single_exchange_is_any_better(task, exact):
+    problem, counts = task
+    found = problem.select(*counts, exact=exact)
     members, tolerance = found.indices, 1e-8 if exact else 1e-5
-    for place in range(count):
-        for j in set(range(10)) - set(members):
+    for place, old in enumerate(members):
+        for j in set(problem.of_class(int(problem.of_N[old]))) - set(members):
             other = [*members[:place], j, *members[place + 1 :]]
             assert problem.objective(other) >= found.objective - tolerance
 
 
-@settings(max_examples=30)
-@given(problems(), st.integers(1, 10), st.booleans())
-def test_exactly_n_different_candidates_and_an_objective_that_falls(problem, count, exact):
-    found, greedy = problem.select(count, exact), problem.select(count, exact, exchange=False)
-    assert len(found.indices) == len(set(found.indices)) == count and set(found.indices) <= set(range(10))
+@settings(max_examples=60)
+@given(tasks(most=30), st.booleans())
+def test_exactly_n_different_candidates_of_every_class_and_an_objective_that_falls(task, exact):
+    problem, counts = task
+    found = problem.select(*counts, exact=exact)
+    greedy = problem.select(*counts, exact=exact, exchange=False)
+    for own in (found, greedy):
+        assert len(own.indices) == len(set(own.indices)) and set(own.indices) <= set(range(10))
+        assert problem.of_N[own.indices].tolist() == shared_out(counts), "places keep their class"
     assert all(after < before for before, after in pairwise(found.trace))
     assert len(greedy.trace) == 1 and found.trace[0] == greedy.objective
-    if count == 10:
+    if sum(counts) == 10:
         assert set(found.indices) == set(range(10)) and len(found.trace) == 1
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5))
+def test_at_every_place_the_classes_have_about_their_shares(counts):
+    """Every class is ahead or behind by half a text at most, but for what rounding leaves where there are three or
+    more; which class comes first is settled by nothing but the counts."""
+    places, total = alternating(counts), sum(counts)
+    assert places == shared_out(counts)
+    for length in range(total + 1):
+        for label, count in enumerate(counts):
+            share = Fraction(count, total)
+            ahead = places[:length].count(label) - length * share
+            assert abs(ahead) <= Fraction(1, 2) + share * (len(counts) - 2) / 2
+    assert [places.count(label) for label in range(len(counts))] == counts
+
+
+def test_classes_that_are_matched_together_make_up_for_each_other():
+    """Each class alone is nearest to the target with other texts than those that are nearest together."""
+    better = []
+    for seed in range(20):
+        problem = Problem(seed, classes=2, size=16)
+        together = problem.select(3, 3)
+        apart = [i for label in (0, 1) for i in alone(problem, label, 3)]
+        better.append(problem.objective(apart) - together.objective)
+    assert min(better) > -1e-9 and sum(gain > 0.1 for gain in better) > 10
+
+
+def alone(problem, label, count):
+    """What is selected from one class's candidates alone."""
+    own = problem.of_class(label)
+    part = problem.moved(own)
+    part.of_N = torch.zeros_like(part.of_N)
+    return [own[i] for i in part.select(count).indices]
 
 
 @settings(max_examples=25)
@@ -222,14 +330,15 @@ def test_one_of_many_is_the_best_of_all(problem):
 
 
 @every_distance
-def test_on_small_pools_it_is_near_the_optimum(name, bias):
+@pytest.mark.parametrize("classes", [1, 2])
+def test_on_small_pools_it_is_near_the_optimum(name, bias, classes):
     """Of 40 pools the optimum is found in 32 or more; on average e^objective is less than 5 % above its own."""
     ratios, greedy_ratios = [], []
     for seed in range(40):
-        problem = Problem(seed, name, bias, 11, 1 + seed % 3, 0.1 * (seed % 2), 0.2 * (seed % 4 == 0))
-        count = 2 + seed % 5
-        best = best_of_all(problem, problem.exact(), count)
-        found, greedy = problem.select(count), problem.select(count, exchange=False)
+        problem = Problem(seed, name, bias, 11, 1 + seed % 3, 0.1 * (seed % 2), 0.2 * (seed % 4 == 0), classes)
+        counts = [2 + seed % 5] if classes == 1 else [1 + seed % 3, 1 + seed % 4]
+        best = best_of_all(problem, problem.exact(), counts)
+        found, greedy = problem.select(*counts), problem.select(*counts, exchange=False)
         assert best - 1e-9 <= found.objective <= greedy.objective
         ratios.append(math.exp(found.objective - best))
         greedy_ratios.append(math.exp(greedy.objective - best))
@@ -238,9 +347,10 @@ def test_on_small_pools_it_is_near_the_optimum(name, bias):
     assert sum(ratios) / 40 < 1.05 and max(ratios) < 2 and sum(ratios) < sum(greedy_ratios)
 
 
-def best_of_all(problem, candidates, count):
-    """The least objective over all sets: the kernel of each, written out."""
-    sets_Sn = torch.tensor(list(combinations(range(len(candidates)), count)))
+def best_of_all(problem, candidates, counts):
+    """The least objective over all sets with so many texts of every class: the kernel of each, written out."""
+    own = [combinations(problem.of_class(label), count) for label, count in enumerate(counts)]
+    sets_Sn, count = torch.tensor([sum(parts, ()) for parts in product(*own)]), sum(counts)
     gram_QSnn = candidates.kernel.gram_QNN[:, sets_Sn[:, :, None], sets_Sn[:, None, :]]
     gg_QS, gt_QS = gram_QSnn.mean((2, 3)), candidates.alignment_QN[:, sets_Sn].mean(2)
     values_S = FORMULAS[problem.name](gg_QS, gt_QS, candidates.target_Q[:, None]).mean(0).clamp_min(1e-9).log()
@@ -259,26 +369,28 @@ def best_of_all(problem, candidates, count):
 # ---- order
 
 
-@settings(max_examples=25)
-@given(problems(), st.permutations(range(10)), st.integers(1, 6))
-def test_the_order_of_the_pool_plays_no_part(problem, order, count):
-    """Where no two sets are alike, not even that in which candidates stand."""
-    same, moved = problem.select(count), problem.moved(order).select(count)
+@settings(max_examples=60)
+@given(tasks(most=6), st.permutations(range(10)))
+def test_the_order_of_the_pool_plays_no_part(task, order):
+    """Where no two sets are alike, not even that in which candidates stand, nor whether class by class."""
+    problem, counts = task
+    same, moved = problem.select(*counts), problem.moved(order).select(*counts)
     assert [order[i] for i in moved.indices] == same.indices
     assert moved.trace == pytest.approx(same.trace, abs=1e-10)
 
 
-@settings(max_examples=15)
-@given(problems(), st.permutations(range(20)), st.integers(1, 12))
-def test_texts_that_tie_are_told_apart_by_the_order_of_texts(problem, order, count):
+@settings(max_examples=60)
+@given(tasks(most=12), st.permutations(range(20)))
+def test_texts_that_tie_are_told_apart_by_the_order_of_texts(task, order):
     """Every candidate twice: a pool that is shuffled and sorted by text again is chosen from alike, to the bit."""
+    problem, counts = task
     twice = problem.moved([*range(10), *range(10)])
     twice.texts = [f"{text} {i:02d}" for i, text in enumerate(twice.texts)]
     shuffled = twice.moved(order)
-    ranked = [sorted(range(20), key=own.texts.__getitem__) for own in (twice, shuffled)]
+    ranked = [sorted(range(20), key=lambda i: (own.of_N[i], own.texts[i])) for own in (twice, shuffled)]
     found, again = (own.moved(rank) for own, rank in zip((twice, shuffled), ranked, strict=True))
     for exact in (True, False):
-        a, b = found.select(count, exact), again.select(count, exact)
+        a, b = found.select(*counts, exact=exact), again.select(*counts, exact=exact)
         assert a == b and found.texts == again.texts
 
 
@@ -325,9 +437,10 @@ def test_a_kernel_holds_one_copy_of_its_factors_in_few_pieces():
     assert torch.equal(kernel._blocks[0].r_KJV, problem.factors.r_KJV)
 
 
-@settings(max_examples=25)
-@given(problems(30), st.integers(1, 9), st.sampled_from([0, 1000, 5000]), st.sampled_from([1, 99, 10**9]))
-def test_a_kernel_whose_factors_are_in_a_file_is_the_same_to_the_bit(problem, count, held_bytes, group):
+@settings(max_examples=60)
+@given(tasks(30, most=9), st.sampled_from([0, 1000, 5000]), st.sampled_from([1, 99, 10**9]))
+def test_a_kernel_whose_factors_are_in_a_file_is_the_same_to_the_bit(task, held_bytes, group):
+    problem, counts = task
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_GROUP_NUMBERS", group)
         cuts = [*range(0, 30, 4), 30]
@@ -340,7 +453,7 @@ def test_a_kernel_whose_factors_are_in_a_file_is_the_same_to_the_bit(problem, co
     assert all(torch.equal(held.row(j), filed.row(j)) for j in range(30))
     sums = problem.candidates()
     chosen = [
-        select(replace(sums, kernel=own, alignment_QN=own.align(problem.target)), count, FORMULAS[problem.name])
+        select(replace(sums, kernel=own, alignment_QN=own.align(problem.target)), counts, FORMULAS[problem.name])
         for own in (held, filed)
     ]
     assert chosen[0] == chosen[1]
@@ -365,7 +478,7 @@ def test_only_rows_of_members_are_ever_computed(monkeypatch, kept):
     monkeypatch.setattr(selection, "_KEPT_BYTES", kept)
     for seed in range(10):
         candidates = Problem(seed, diversity=0.2).exact()
-        found = select(candidates, 5, FORMULAS["cosine"])
+        found = select(candidates, [5], FORMULAS["cosine"])
         assert found.indices == expected[seed].indices
         assert found.trace == pytest.approx(expected[seed].trace, abs=1e-12)
         taken_in = 5 + len(found.trace) - 1
@@ -379,8 +492,10 @@ def test_texts_that_cancel_but_for_rounding_are_no_catch():
     gram_NN = torch.tensor([[1.0, -1.0000001, 0.1], [-1.0000001, 1.0, 0.1], [0.1, 0.1, 1.0]], dtype=torch.float64)
     alignment_1N = torch.tensor([[0.4, -0.3999999, 0.3]], dtype=torch.float64)
     zeros_N = torch.zeros(3, dtype=torch.float64)
-    candidates = Candidates(DenseKernel(gram_NN[None]), alignment_1N, torch.ones(1).double(), zeros_N)
-    found = select(candidates, 2, FORMULAS["cosine"])
+    candidates = Candidates(
+        DenseKernel(gram_NN[None]), alignment_1N, torch.ones(1).double(), zeros_N, zeros_N.long()
+    )
+    found = select(candidates, [2], FORMULAS["cosine"])
     assert sorted(found.indices) == [0, 2] and 0 < math.exp(found.objective) < 1
 
 
@@ -392,7 +507,7 @@ def test_a_kernel_that_is_not_quite_symmetric_leads_nowhere_twice():
         candidates, draw = problem.exact(), torch.Generator().manual_seed(seed)
         noise_NN = torch.randn(12, 12, generator=draw, dtype=torch.float64).triu(1)
         candidates.kernel.gram_QNN += 0.01 * candidates.kernel.gram_QNN.abs().mean() * (noise_NN - noise_NN.T)
-        found = select(candidates, 4, FORMULAS["cosine"])
+        found = select(candidates, [4], FORMULAS["cosine"])
         assert all(after < before for before, after in pairwise(found.trace))
         assert found.objective == pytest.approx(problem.objective(found.indices), abs=1e-10)  # noise adds up to 0
 
@@ -403,13 +518,16 @@ def test_numbers_that_are_none_do_not_go_unnoticed(what, bad):
     candidates = Problem(9, alpha=0.3).exact()
     getattr(candidates, what)[..., 4] = bad
     with pytest.raises(AssertionError):
-        select(candidates, 2, FORMULAS["cosine"])
+        select(candidates, [2], FORMULAS["cosine"])
 
 
 def test_more_texts_than_candidates_are_a_mistake():
     for count in (0, 11):
         with pytest.raises(AssertionError):
             Problem(9).select(count)
+    for counts in ((0, 2), (2, 0), (6, 1), (1, 6), (2, 2, 2)):  # five of each of two classes
+        with pytest.raises(AssertionError):
+            Problem(9, classes=2).select(*counts)
 
 
 @pytest.mark.parametrize("bias", ["joint", "separate", "ignore"])
@@ -468,8 +586,8 @@ def test_diversity_chooses_the_text_that_says_something_else():
 # ---- weights
 
 
-@settings(max_examples=30)
-@given(problems(12), st.integers(1, 12), st.booleans())
+@settings(max_examples=60)
+@given(st.integers(1, 3).flatmap(lambda classes: problems(12, classes)), st.integers(1, 12), st.booleans())
 def test_weights_are_a_stationary_point_no_farther_than_even_ones(problem, count, exact):
     """Karush, Kuhn and Tucker: no weight may gain by rising, nor one that is not 0 by falling."""
     members = list(range(12))[-count:]
@@ -503,7 +621,7 @@ def test_weights_are_those_of_projected_gradient_descent(name):
 def test_weights_of_texts_that_are_all_on_the_other_side_are_even():
     problem = Problem(1, size=4)
     candidates = problem.exact()
-    opposite = Candidates(candidates.kernel, -candidates.alignment_QN, candidates.target_Q, candidates.penalty_N)
+    opposite = replace(candidates, alignment_QN=-candidates.alignment_QN)
     assert bool((candidates.alignment_QN > 0).all())
     weights_n = fit_weights(opposite, [0, 1, 2, 3])
     assert bool((weights_n >= 0).all()) and float(weights_n.mean()) == pytest.approx(1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from gradmm.config import GenerateConfig
 from gradmm.data.rows import LabelledData
 from gradmm.data.task import BoundTask
 from gradmm.forming import choose_form
-from gradmm.found import Seen
+from gradmm.found import Seen, split
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import WINDOW, ClassTarget, ReleasedTarget, class_target
 from gradmm.memory import BatchLimit
@@ -78,7 +78,7 @@ class Material:
     """Real rows per class that coresets choose from, drawn at random where there are more."""
     seconds: dict[str, float] = field(default_factory=dict)
     """What each shared part took to compute."""
-    _seen: dict[tuple[str, int], Seen] = field(default_factory=dict)
+    _seen: dict[str, list[Seen]] = field(default_factory=dict)
     _pools: dict[str, list[list[Candidate]]] = field(default_factory=dict)
     _forms: dict[str, Form] = field(default_factory=dict)
     _scores: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -111,24 +111,30 @@ class Material:
     @cached_property
     def space(self) -> Space:
         """Where gradients are matched, fitted on the LM's texts."""
-        if not self.config.space.maps:
+        if not (self.config.space.maps or self.config.space.needs_public):
             return IDENTITY
         if self.folder.load_state("space") is None:
-            self.folder.save_state("space", self.search(self.budget).fit_space(self.lm_texts).tensors(), {})
+            self.folder.save_state("space", self.search(self.budget).public.fit_space(self.lm_texts).tensors(), {})
         return Space.from_tensors(self._loaded("space"))
 
     @cached_property
     def target(self) -> ReleasedTarget:
         """Mean gradients of the real rows."""
-        classes = []
+        return self.labelled_as(0)
+
+    def labelled_as(self, shift: int) -> ReleasedTarget:
+        """Mean gradients of the real rows as if each were of a later class by so many; by none, of their own."""
+        classes, name = [], "target" if not shift else f"target-as-{shift}"
         for label in range(self.rows.num_classes):
-            name = f"target-{label:06d}"
-            if self.folder.load_state(name) is None:
-                batches = self.rows.iter_batches(label, WINDOW * self.config.per_device_batch_size)
+            state = f"{name}-{label:06d}"
+            if self.folder.load_state(state) is None:
+                source = (label - shift) % self.rows.num_classes
+                batches = self.rows.iter_batches(source, WINDOW * self.config.per_device_batch_size)
                 own = class_target(self.lm, self.task, label, batches, self.limit, space=self.space)
-                self.folder.save_state(name, own.tensors(), {})
-            classes.append(ClassTarget.from_tensors(self._loaded(name)))
-        return ReleasedTarget(tuple(classes), self.space)
+                self.folder.save_state(state, own.tensors(), {})
+            classes.append(ClassTarget.from_tensors(self._loaded(state)))
+        target = ReleasedTarget(tuple(classes), self.space)
+        return target.centred() if self.config.space.centred else target
 
     @cached_property
     def real_texts(self) -> list[list[str]]:
@@ -177,44 +183,50 @@ class Material:
             self._scores[kind] = search.check_labels(self._pools[kind])
         return self._pools[kind]
 
-    def seen(self, kind: str, label: int) -> Seen:
-        """What selection needs to know of candidates: those of `grow`, or real rows (`real`)."""
-        if (kind, label) not in self._seen:
+    def seen(self, kind: str, target: ReleasedTarget) -> list[Seen]:
+        """What selection needs to know of candidates, those of `grow` or real rows (`real`), group by group."""
+        if kind not in self._seen:
             if kind == "real":
-                pool = [Candidate(text, kind) for text in self.real_texts[label]]
-                score_N = torch.ones(len(pool))
+                pools = [[Candidate(text, kind) for text in own] for own in self.real_texts]
+                scores = [torch.ones(len(own)) for own in pools]
             else:
                 pools = self.grown if kind == "grown" else self._pools[kind]
-                pool, score_N = pools[label], self._scores[kind][label]
-            self._seen[kind, label] = self.search(self.budget).look_at(label, pool, score_N, self.space)
-        return self._seen[kind, label]
+                scores = self._scores[kind]
+            search = self.search(self.budget)
+            self._seen[kind] = [
+                search.look_at(group, [pools[c] for c in group], [scores[c] for c in group], target.space)
+                for group in search.groups
+            ]
+        return self._seen[kind]
 
     @cached_property
     def seen_grown(self) -> list[Seen]:
-        """`seen` of the pool that grew towards the target, for every class."""
-        return [self.seen("grown", label) for label in range(self.rows.num_classes)]
+        """`seen` of the pool that grew towards the target."""
+        return self.seen("grown", self.target)
 
     @cached_property
     def seen_real(self) -> list[Seen]:
-        """`seen` of real rows, for every class."""
-        return [self.seen("real", label) for label in range(self.rows.num_classes)]
+        """`seen` of real rows."""
+        return self.seen("real", self.target)
 
     def select(self, kind: str, target: ReleasedTarget, count: int) -> list[list[str]]:
         """The set per class that is nearest to a target, of one kind of candidates (all if few)."""
         search, found = self.search(count), []
-        for label in range(self.rows.num_classes):
-            seen = self.seen(kind, label)
-            chosen = search.select(seen, target, min(count, len(seen.pool)))
-            found.append([seen.pool[i].text for i in sorted(chosen.indices)])
+        for seen in self.seen(kind, target):
+            there = torch.bincount(seen.of_N, minlength=len(seen.classes)).tolist()
+            chosen = search.select(seen, target, [min(count, own) for own in there])
+            found += [[seen.pool[i].text for i in own] for own in seen.by_class(chosen.indices)]
         return found
 
     def refine(self, target: ReleasedTarget, texts: Sequence[Sequence[str]], name: str) -> list[list[str]]:
         """The sets with tokens changed for a target; `name` keeps it apart from other refinements."""
         search, folder = self.search(len(texts[0])), Within(self.folder, name)
-        found = []
-        for label, own in enumerate(texts):
-            free, form = self.seen("grown", label).nll_free, self._forms["grown"]
-            found.append(search.refine(target, label, list(own), free, form, folder, self.stage).texts)
+        found, form = [], self._forms["grown"]
+        for seen in self.seen("grown", target):
+            own = [texts[label] for label in seen.classes]
+            counts = [len(some) for some in own]
+            state = search.refine(target, seen.classes, own, seen.free(counts), form, folder, self.stage)
+            found += split(state.texts, counts)
         return found
 
     @cached_property
@@ -228,7 +240,7 @@ class Material:
 
     def with_target(self, classes: Sequence[ClassTarget]) -> ReleasedTarget:
         """Another target in the same space."""
-        return replace(self.target, classes=tuple(classes))
+        return ReleasedTarget(tuple(classes), self.target.space)
 
     def _loaded(self, name: str) -> dict[str, Tensor]:
         kept = self.folder.load_state(name)

@@ -96,9 +96,8 @@ def _noise_target(material: Material) -> ReleasedTarget:
 
 
 def _other_class(material: Material, count: int) -> TextSet:
-    """Towards the gradient of the next class."""
-    classes = material.target.classes
-    return _towards(material, "other_class", material.with_target([*classes[1:], classes[0]]), count)
+    """Towards the gradient of real rows with the label of the class before."""
+    return _towards(material, "other_class", material.labelled_as(-1), count)
 
 
 def _towards(material: Material, kind: str, target: ReleasedTarget, count: int) -> TextSet:

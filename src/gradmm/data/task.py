@@ -96,6 +96,8 @@ class Batch:
     """Tokens of each text."""
     predict_at_NL: Tensor
     """Positions whose hidden state predicts a label token."""
+    labels_N: Tensor
+    """Class of each text."""
     label_ids_NL: Tensor
     """The label tokens."""
     label_mask_NL: Tensor
@@ -228,6 +230,7 @@ class BoundTask:
             text_start=len(self.prefix_ids),
             text_lengths_N=torch.tensor([len(ids) for ids in texts_ids]),
             predict_at_NL=(torch.tensor(first_at)[:, None] + steps_L).clamp_max(ids_NS.shape[1] - 1),
+            labels_N=torch.tensor(list(labels)),
             label_ids_NL=_pad(label_rows),
             label_mask_NL=(steps_L < torch.tensor([len(row) for row in label_rows])[:, None]).float(),
         )

@@ -24,17 +24,26 @@ _NO_DISTANCE = 1e-9  # below it a cosine distance in float32 is rounding
 
 
 class DistanceConfig(BaseModel):
-    """Which distance, over which of the head's parameters."""
+    """Which distance, of which gradients, over which of the head's parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: DistanceName = "cosine"
     """The formula."""
+    classes: Literal["together", "apart"] = "together"
+    """Of the mean gradient of all classes' texts, which a training follows, or of every class's own (the paper's).
+    ADMM, whose blocks are of one class, always takes each class's own."""
     bias: Literal["joint", "separate", "ignore"] = "joint"
     """A head's bias: one vector with the weight; a distance of its own, averaged (the official code; `tag` is a
     sum either way); left out."""
     tag_factor: float = 0.01
     """Weight of the L1 norm in `tag`."""
+
+
+def matched_together(config: DistanceConfig, num_classes: int) -> list[list[int]]:
+    """Classes whose texts have one mean gradient."""
+    labels = list(range(num_classes))
+    return [labels] if config.classes == "together" else [[label] for label in labels]
 
 
 def distance(config: DistanceConfig, sets: Factors, target: ClassTarget, has_bias: bool) -> Tensor:

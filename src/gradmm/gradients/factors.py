@@ -1,7 +1,7 @@
 """The gradient of the output head, as factors, never as a matrix.
 
-With `h_j` (D) the hidden state that predicts label token j and `r_j = (softmax(logits) - onehot(y_j)) * slope`
-(V), where `slope` is the derivative of what the model does to `W h + b` (1 for most models),
+With `h_j` (D) the hidden state that predicts label token j and `r_j` (V) the derivative of the loss with respect
+to `W h_j + b` (`gradients.losses`; for the whole vocabulary `softmax - onehot`),
 
     grad_W = sum_j w_j r_j h_j^T        grad_b = sum_j w_j r_j
     <G, G'> = sum_jk w_j w'_k (r_j . r'_k) (h_j . h'_k + [bias])
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gradmm.data.task import Batch
+from gradmm.gradients.losses import VOCABULARY, Loss
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 
@@ -63,6 +64,17 @@ def join_sets(parts: Sequence[Factors]) -> Factors:
     return Factors(r_KJV, h_KJD, weight_KJ)
 
 
+def padded(factors: Factors, pairs: int) -> Factors:
+    """The same gradients with J = `pairs`: pairs of weight 0 are added."""
+    more = pairs - factors.weight_KJ.shape[1]
+    assert more >= 0, (pairs, factors.weight_KJ.shape)
+    if more == 0:
+        return factors
+    r_KJV, h_KJD, weight_KJ = factors.tensors()
+    pad = torch.nn.functional.pad
+    return Factors(pad(r_KJV, (0, 0, 0, more)), pad(h_KJD, (0, 0, 0, more)), pad(weight_KJ, (0, more)))
+
+
 def as_one_set(parts: Sequence[Factors]) -> Factors:
     """All pairs of all sets of several as one set; the parts may differ in J."""
     flat = [[value.flatten(0, 1) for value in part.tensors()] for part in parts]
@@ -79,7 +91,12 @@ class Inner:
 
 
 def label_factors(
-    lm: LanguageModel, batch: Batch, embeds_NSE: Tensor, texts_per_set: int, limit: BatchLimit | None = None
+    lm: LanguageModel,
+    batch: Batch,
+    embeds_NSE: Tensor,
+    texts_per_set: int,
+    limit: BatchLimit | None = None,
+    loss: Loss = VOCABULARY,
 ) -> Factors:
     """Factors of the mean gradient of each set of consecutive texts.
 
@@ -90,16 +107,17 @@ def label_factors(
         texts_per_set: texts in each set.
         limit: texts whose activations are held at once. More texts go through the body in parts, and once more
             in the backward pass, which then holds one part's activations (gradient checkpointing).
+        loss: whose gradient it is; V is the number of tokens that it looks at.
 
     Returns:
         Factors with K = N / texts_per_set sets of J = texts_per_set * L pairs.
     """
     count, size = len(embeds_NSE), len(embeds_NSE) if limit is None else limit.size
     if count <= size:
-        r_NLV, h_NLD = _pairs(lm, batch, embeds_NSE)
+        r_NLV, h_NLD = _pairs(lm, batch, embeds_NSE, loss)
     else:
         parts = [
-            checkpoint(_pairs, lm, batch.part(i, i + size), embeds_NSE[i : i + size], use_reentrant=False)
+            checkpoint(_pairs, lm, batch.part(i, i + size), embeds_NSE[i : i + size], loss, use_reentrant=False)
             for i in range(0, count, size)
         ]
         r_NLV, h_NLD = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
@@ -111,17 +129,10 @@ def label_factors(
     )
 
 
-def _pairs(lm: LanguageModel, batch: Batch, embeds_NSE: Tensor) -> tuple[Tensor, Tensor]:
+def _pairs(lm: LanguageModel, batch: Batch, embeds_NSE: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
     """(r, h) at every label position (N, L, V) and (N, L, D)."""
     h_NLD = lm.hidden(embeds_NSE, batch.predict_at_NL)
-    return _residual(lm, h_NLD, batch.label_ids_NL), h_NLD.float()
-
-
-def _residual(lm: LanguageModel, h_NLD: Tensor, label_ids_NL: Tensor) -> Tensor:
-    logits_NLV, slope = lm.head(h_NLD)
-    onehot_NLV = torch.zeros_like(logits_NLV).scatter_(-1, label_ids_NL.unsqueeze(-1), 1.0)
-    residual_NLV = torch.softmax(logits_NLV, dim=-1) - onehot_NLV
-    return residual_NLV if isinstance(slope, float) and slope == 1.0 else residual_NLV * slope
+    return loss.residual(lm.head, h_NLD, batch), h_NLD.float()
 
 
 def inner(a: Factors, b: Factors) -> Inner:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gradmm.data.task import BoundTask
 from gradmm.errors import ConfigError, NonFiniteError, TaskError
-from gradmm.gradients.factors import Factors, as_one_set, inner, label_factors
+from gradmm.gradients.factors import Factors, as_one_set, inner
 from gradmm.gradients.spaces import Space, SpaceConfig
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
 from gradmm.memory import BatchLimit
@@ -90,9 +90,12 @@ def planned_geometry(lm: LanguageModel, task: BoundTask, config: SpaceConfig, wi
         with_bias: as of `geometry`.
     """
     rows, columns = lm.head.weight_VD.shape
+    of_labels = len({token for ids in task.label_ids for token in ids})
+    if config.loss == "verbalisers":
+        rows = of_labels
     for name in config.maps:
         if name == "verbaliser":
-            rows = len({token for ids in task.label_ids for token in ids})
+            rows = of_labels
         if name in ("subspace", "sketch"):
             rows, columns = min(rows, config.rank), min(columns, config.rank)
     return Geometry(rows, columns, with_bias)
@@ -106,7 +109,7 @@ def geometry(lm: LanguageModel, space: Space, with_bias: bool) -> Geometry:
         space: maps the factors.
         with_bias: whether the distance uses the head's bias.
     """
-    vocabulary, hidden = lm.head.weight_VD.shape
+    vocabulary, hidden = space.loss.size(lm.head), lm.head.weight_VD.shape[1]
     one = torch.zeros(1, 1, 1, device=lm.device)
     mapped = space(Factors(one.expand(1, 1, vocabulary), one.expand(1, 1, hidden), one[0]))
     return Geometry(mapped.r_KJV.shape[-1], mapped.h_KJD.shape[-1], with_bias)
@@ -276,8 +279,7 @@ def private_target(
         for label, batches in enumerate(rows):
             for texts in batches:
                 for text in texts:
-                    factors = _one_text(lm, task, text, label)
-                    total.add(label, None if factors is None else space(factors), 1)
+                    total.add(label, _one_text(lm, task, space, text, label), 1)
                     progress(1)
         return total
 
@@ -301,7 +303,7 @@ def private_target(
     return ReleasedTarget(targets, space), tuple(kept["counts"].tolist())
 
 
-def _one_text(lm: LanguageModel, task: BoundTask, text: str, label: int) -> Factors | None:
+def _one_text(lm: LanguageModel, task: BoundTask, space: Space, text: str, label: int) -> Factors | None:
     """Factors of one text, alone in its batch, cut to the context; None where the task has no tokens for it."""
     try:
         ids = task.text_ids(text)[: task.room]
@@ -311,6 +313,6 @@ def _one_text(lm: LanguageModel, task: BoundTask, text: str, label: int) -> Fact
         return None
     batch = task.collate([ids], [label]).to(lm.device)
     (factors,) = BatchLimit(1).map(
-        lambda one: label_factors(lm, batch, batch.embed(lm.embeddings_VE), 1), [batch], "computing the target"
+        lambda one: space.factors(lm, batch, batch.embed(lm.embeddings_VE), 1), [batch], "computing the target"
     )
     return factors

@@ -1,10 +1,9 @@
-"""Spaces: linear maps on the factors of a gradient, r -> A r and h -> B h, so that G -> A G B^T.
+"""Spaces: a loss, and linear maps on the factors of its gradient, r -> A r and h -> B h, so that G -> A G B^T.
 
 What is matched is then the gradient as the space sees it. Everything downstream of a target (distances,
 solvers, selection, mechanisms) gets mapped factors alone, and so works in every space.
 
     verbaliser   A keeps the rows of the label tokens: C numbers instead of V
-    centred      h minus the mean m of public text, G -> G - grad_b m^T: takes away what every text has in common
     whitened     h times (second moment of public text + ridge)^(-1/2): natural-gradient matching; evens out the
                  directions that would dominate a cosine
     subspace     the top principal directions (about 0, not the mean) of r and of h over public text
@@ -14,6 +13,10 @@ solvers, selection, mechanisms) gets mapped factors alone, and so works in every
 The gradient of the head's bias, grad_b = sum_j w_j r_j, becomes A grad_b; B has no part in it. Public text is
 what the LM writes after the class prompts: no real row has a part in it. Maps are composed in the order in which
 they are named; each is fitted, in float64, on factors that the ones before have mapped.
+
+Last of all, h may be centred: G -> G - grad_b m^T takes away what every text of a class has in common, which the
+model unlearns in the first steps of a training by a bias. Its m is the target's own (`ReleasedTarget.centred`):
+the mean of public text, which is of another kind than the rows, leaves more than it takes away.
 
 Shape suffixes: J pairs, V and D entries of r and h before a map, M and P after it.
 """
@@ -28,11 +31,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from gradmm.gradients.factors import Factors
+from gradmm.data.task import Batch
+from gradmm.gradients.factors import Factors, label_factors
+from gradmm.gradients.losses import VOCABULARY, Loss, VerbaliserLoss
+from gradmm.memory import BatchLimit
+from gradmm.models import LanguageModel
 
-MapName = Literal["verbaliser", "centred", "whitened", "subspace", "sketch"]
-NEED_PUBLIC: tuple[MapName, ...] = ("centred", "whitened", "subspace")
-_KEEP_TOKENS = ("centred", "whitened")  # after these, the entries of r are still tokens
+LossName = Literal["verbalisers", "vocabulary"]
+MapName = Literal["verbaliser", "whitened", "subspace", "sketch"]
+NEED_PUBLIC: tuple[MapName, ...] = ("whitened", "subspace")
+_KEEP_TOKENS = ("whitened",)  # after these, the entries of r are still tokens
+_LOSS = "loss"  # how its tensors are marked in a checkpoint
 _NEGLIGIBLE = 1e-10  # of the largest squared singular value: below it a direction is rounding
 
 
@@ -41,8 +50,13 @@ class SpaceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    maps: tuple[MapName, ...] = ()
+    loss: LossName = "verbalisers"
+    """Whose gradient is matched: cross-entropy over the classes' verbalisers, calibrated on what the LM writes, or
+    over the whole vocabulary (the paper's)."""
+    maps: tuple[MapName, ...] = ("whitened",)
     """Maps in their order; none is the identity, the head's whole gradient."""
+    centred: bool = True
+    """Leave out what all texts of a class have in common, which a training unlearns in its first steps."""
     ridge: float = Field(0.1, gt=0)
     """Of `whitened`, relative to the mean eigenvalue of the second moment."""
     rank: int = Field(64, ge=1)
@@ -63,8 +77,8 @@ class SpaceConfig(BaseModel):
 
     @property
     def needs_public(self) -> bool:
-        """Whether a map has to be fitted on public text."""
-        return any(name in NEED_PUBLIC for name in self.maps)
+        """Whether the loss or a map has to be fitted on public text."""
+        return self.loss == "verbalisers" or any(name in NEED_PUBLIC for name in self.maps)
 
 
 @dataclass(frozen=True)
@@ -94,10 +108,25 @@ class LinearMap:
 
 
 class Space:
-    """Maps, one after the other; none is the identity."""
+    """A loss, and maps of its gradient's factors, one after the other; none is the identity."""
 
-    def __init__(self, maps: Sequence[LinearMap] = ()) -> None:
-        self.maps = tuple(maps)
+    def __init__(self, maps: Sequence[LinearMap] = (), loss: Loss = VOCABULARY) -> None:
+        self.maps, self.loss = tuple(maps), loss
+
+    def then(self, one: LinearMap) -> Space:
+        """The space with a map more."""
+        return Space((*self.maps, one), self.loss)
+
+    def factors(
+        self,
+        lm: LanguageModel,
+        batch: Batch,
+        embeds_NSE: Tensor,
+        texts_per_set: int,
+        limit: BatchLimit | None = None,
+    ) -> Factors:
+        """`label_factors` of the space's loss, as the space sees them."""
+        return self(label_factors(lm, batch, embeds_NSE, texts_per_set, limit, self.loss))
 
     def __call__(self, factors: Factors) -> Factors:
         """The factors as the space sees them; gradients flow through."""
@@ -108,35 +137,46 @@ class Space:
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint; `from_tensors` reads it back."""
-        return {
+        kept = {
             f"{at}.{name}": value.contiguous()
             for at, one in enumerate(self.maps)
             for name, value in vars(one).items()
             if value is not None
         }
+        if isinstance(self.loss, VerbaliserLoss):
+            kept |= {f"{_LOSS}.{name}": value for name, value in self.loss.tensors().items()}
+        return kept
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> Space:
         """Inverse of `tensors`."""
-        parts: dict[int, dict[str, Tensor]] = {}
+        parts: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             at, name = key.split(".")
-            parts.setdefault(int(at), {})[name] = value
-        return Space([LinearMap(**parts[at]) for at in sorted(parts)])
+            parts.setdefault(at, {})[name] = value
+        loss = VerbaliserLoss(**parts.pop(_LOSS)) if _LOSS in parts else VOCABULARY
+        return Space([LinearMap(**parts[at]) for at in sorted(parts, key=int)], loss)
 
 
 IDENTITY = Space()
 
 
-def fit_space(config: SpaceConfig, public: Factors, label_ids: Sequence[int], generator: torch.Generator) -> Space:
+def fit_space(
+    config: SpaceConfig,
+    public: Factors,
+    label_ids: Sequence[int],
+    generator: torch.Generator,
+    loss: Loss = VOCABULARY,
+) -> Space:
     """Fits the maps that the settings name.
 
     Args:
         config: which maps.
         public: factors of public texts, of any number of sets; every pair counts alike, padding (weight 0) not at
             all. For the sizes alone where no map is fitted.
-        label_ids: tokens of all verbalisers.
+        label_ids: where r has the tokens of verbalisers.
         generator: random generator on the CPU, for `sketch`.
+        loss: that the factors are of.
     """
     assert bool((public.weight_KJ > 0).any()), "no public text"
     maps: list[LinearMap] = []
@@ -146,7 +186,7 @@ def fit_space(config: SpaceConfig, public: Factors, label_ids: Sequence[int], ge
         weight_J = seen.weight_KJ.flatten()
         real = weight_J > 0  # padding stands where a verbaliser is shorter
         maps.append(_fit(name, config, r_JV[real], h_JD[real], label_ids, generator))
-    return Space(maps)
+    return Space(maps, loss)
 
 
 def _fit(
@@ -159,8 +199,6 @@ def _fit(
 ) -> LinearMap:
     if name == "verbaliser":
         return LinearMap(r_rows_M=torch.tensor(sorted(set(label_ids)), device=r_JV.device))
-    if name == "centred":
-        return LinearMap(h_shift_D=h_JD.mean(0))
     if name == "whitened":
         return LinearMap(h_PD=whitening(h_JD, config.ridge))
     if name == "subspace":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from gradmm.data.task import BoundTask
 from gradmm.errors import DataError, NonFiniteError
-from gradmm.gradients.factors import Factors, Inner, inner, inner_dense, label_factors
-from gradmm.gradients.spaces import IDENTITY, Space
+from gradmm.gradients.factors import Factors, Inner, as_one_set, inner, inner_dense
+from gradmm.gradients.spaces import IDENTITY, LinearMap, Space
 from gradmm.memory import BatchLimit, by_length
 from gradmm.models import LanguageModel
 
@@ -57,6 +58,26 @@ class ClassTarget:
         weight_1VD, bias_1V = self.factors.dense()
         return weight_1VD[0], bias_1V[0]
 
+    def bias(self) -> Tensor:
+        """The gradient of the bias (V)."""
+        if self.factors is None:
+            return cast(tuple[Tensor, Tensor], self.dense)[1]
+        return (self.factors.r_KJV[0] * self.factors.weight_KJ[0].unsqueeze(-1)).sum(0)
+
+    def transposed(self, at_V: Tensor) -> Tensor:
+        """The weight's gradient, transposed, times a vector (D)."""
+        if self.factors is None:
+            return cast(tuple[Tensor, Tensor], self.dense)[0].T @ at_V
+        return ((self.factors.r_KJV[0] @ at_V) * self.factors.weight_KJ[0]) @ self.factors.h_KJD[0]
+
+    def mapped(self, shift: LinearMap) -> ClassTarget:
+        """The gradient after a map that only shifts h."""
+        if self.factors is not None:
+            r_KJV, h_KJD = shift(self.factors.r_KJV, self.factors.h_KJD)
+            return ClassTarget(Factors(r_KJV, h_KJD, self.factors.weight_KJ), None)
+        (weight_VD, bias_V), h_shift_D = self.materialised(), cast(Tensor, shift.h_shift_D)
+        return ClassTarget(None, (weight_VD - bias_V.unsqueeze(1) * h_shift_D, bias_V))
+
     def tensors(self) -> dict[str, Tensor]:
         """For the run folder; `from_tensors` reads it back."""
         if self.factors is not None:
@@ -72,6 +93,25 @@ class ClassTarget:
         return ClassTarget(Factors(tensors["r"], tensors["h"], tensors["weight"]), None)
 
 
+def weighted_sum(parts: Sequence[ClassTarget], weights: Sequence[float]) -> ClassTarget:
+    """Weighted sum of mean gradients, as factors where all are."""
+    if len(parts) == 1 and weights[0] == 1:
+        return parts[0]
+    factors = [part.factors for part in parts if part.factors is not None]
+    if len(factors) == len(parts):
+        scaled = [
+            Factors(own.r_KJV, own.h_KJD, own.weight_KJ * weight)
+            for own, weight in zip(factors, weights, strict=True)
+        ]
+        return ClassTarget(as_one_set(scaled), None)
+    (weight_VD, bias_V), *others = (part.materialised() for part in parts)
+    weight_VD, bias_V = weight_VD * weights[0], bias_V * weights[0]
+    for (more_VD, more_V), weight in zip(others, weights[1:], strict=True):
+        weight_VD += more_VD * weight
+        bias_V += more_V * weight
+    return ClassTarget(None, (weight_VD, bias_V))
+
+
 @dataclass(frozen=True)
 class ReleasedTarget:
     """All that solvers ever know of the real rows."""
@@ -80,6 +120,28 @@ class ReleasedTarget:
     """One target per class."""
     space: Space = IDENTITY
     """Where the targets are; every gradient that is held against them is mapped there first."""
+    whole: ReleasedTarget | None = None
+    """Of a centred target, what it was before: with what all rows have in common."""
+
+    def together(self, classes: Sequence[int], counts: Sequence[float]) -> ClassTarget:
+        """Mean gradient of several classes, of so many texts each: what a training on such a set follows."""
+        own, total = [self.classes[label] for label in classes], sum(counts)
+        return weighted_sum(own, [count / total for count in counts])
+
+    def centred(self) -> ReleasedTarget:
+        """The targets and their space, with the hidden states' common part taken off: G -> G - grad_b m^T.
+
+        m leaves least of all classes' gradients: sum_c G_c^T g_c / sum_c |g_c|^2, with g the gradient of the bias.
+        For two classes that pull alike it is the mean of their mean hidden states. It is computed from the
+        released means alone.
+        """
+        bias = [own.bias() for own in self.classes]
+        square = sum(float(bias_V.square().sum()) for bias_V in bias)
+        if square == 0:
+            return self
+        pulls = [own.transposed(bias_V) for own, bias_V in zip(self.classes, bias, strict=True)]
+        one = LinearMap(h_shift_D=torch.stack(pulls).sum(0) / square)
+        return ReleasedTarget(tuple(own.mapped(one) for own in self.classes), self.space.then(one), self)
 
 
 class TargetAccumulator:
@@ -165,8 +227,9 @@ def class_target(
     for texts in batches:
         ids = _checked_ids(task, texts, label)
         alike = [ids[i] for i in by_length(ids)]
-        for sums, count in limit.map(lambda part: _summed(lm, task, part, label), alike, "computing the target"):
-            total.add(space(sums), count)
+        summed = partial(_summed, lm, task, label=label, space=space)
+        for sums, count in limit.map(summed, alike, "computing the target"):
+            total.add(sums, count)
             progress(count)
     return total.mean()
 
@@ -182,9 +245,11 @@ def _checked_ids(task: BoundTask, texts: Sequence[str], label: int) -> list[list
     return ids
 
 
-def _summed(lm: LanguageModel, task: BoundTask, ids: Sequence[list[int]], label: int) -> tuple[Factors, int]:
+def _summed(
+    lm: LanguageModel, task: BoundTask, ids: Sequence[list[int]], label: int, space: Space
+) -> tuple[Factors, int]:
     batch = task.collate(ids, [label] * len(ids)).to(lm.device)
-    mean = label_factors(lm, batch, batch.embed(lm.embeddings_VE), len(ids))
+    mean = space.factors(lm, batch, batch.embed(lm.embeddings_VE), len(ids))
     if not bool(torch.isfinite(mean.r_KJV).all() & torch.isfinite(mean.h_KJD).all()):
         raise NonFiniteError(
             f"the gradient of a row of class {task.task.label_names[label]!r} is not finite in {lm.dtype}; set "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
+from typing import Any
 
 from gradmm.privacy.words import promise_line
 from gradmm.report import drawings, words
@@ -163,32 +164,16 @@ def _selection(run: Texts) -> Section | None:
     every = run.metrics.get("search") or []
     if not every:
         return None
-    head = (
-        *("class", "candidates", "carry their label", "relabelled in / out", "after greedy choice", "exchanges"),
-        *("selected", "refined", "tokens changed", "sets judged"),
-    )
-    rows = [
-        (
-            name,
-            f"{own['candidates']:,}",
-            f"{own['carry_their_label']:,}",
-            f"{own['relabelled_in']:,} / {own['relabelled_out']:,}",
-            fixed(own["objective_greedy"]),
-            f"{own['exchanges']:,}",
-            fixed(own["objective_selected"]),
-            fixed(own["objective_refined"]),
-            f"{own['changes']:,}",
-            f"{own['evaluations']:,}",
-        )
-        for name, own in zip(run.label_names, every, strict=True)
-    ]
     note = (
         "Candidates are the class's pool, without doubles and banned texts. They carry their label where the "
         "model finds their class more probable than by chance. After greedy choice, selected and refined are "
-        "values of the objective that was minimised: lower is better."
+        "values of the objective that was minimised, of all classes that are matched together: lower is better."
     )
     before = [
-        (name, text) for name, own in zip(run.label_names, every, strict=True) for text in own["selected_texts"]
+        (run.label_names[label], text)
+        for own in every
+        for label, texts in zip(own["classes"], own["selected_texts"], strict=False)
+        for text in texts
     ]
     form = run.metrics.get("form")
     if form is not None and form["objectives"]:
@@ -196,11 +181,44 @@ def _selection(run: Texts) -> Section | None:
             f" All candidates took the form of writing {form['name']}: of {len(form['objectives'])} that were "
             "tried, texts of the model came nearest to the target in it."
         )
-    parts: list[Part] = [Paragraph(note), table("Candidates, and what became of them", head, rows)]
+    parts: list[Part] = [Paragraph(note), _candidates(run, every), _objectives(run, every)]
     if before:  # of a run that was published they are left out
         told = "The selected texts, before single tokens were changed"
         parts.append(Folded(told, _pairs(before, ("class", "text"))))
     return Section("selection", "Candidates and survivors", parts)
+
+
+def _candidates(run: Texts, every: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        (run.label_names[label], f"{there:,}", f"{carry:,}", f"{into:,} / {out:,}")
+        for own in every
+        for label, there, carry, into, out in zip(
+            own["classes"],
+            own["candidates"],
+            own["carry_their_label"],
+            own["relabelled_in"],
+            own["relabelled_out"],
+            strict=True,
+        )
+    ]
+    return table("Candidates", ("class", "candidates", "carry their label", "relabelled in / out"), rows)
+
+
+def _objectives(run: Texts, every: Sequence[Mapping[str, Any]]) -> Table:
+    head = ("matched", "after greedy choice", "exchanges", "selected", "refined", "tokens changed", "sets judged")
+    rows = [
+        (
+            "all classes together" if len(own["classes"]) > 1 else run.label_names[own["classes"][0]],
+            fixed(own["objective_greedy"]),
+            f"{own['exchanges']:,}",
+            fixed(own["objective_selected"]),
+            fixed(own["objective_refined"]),
+            f"{own['changes']:,}",
+            f"{own['evaluations']:,}",
+        )
+        for own in every
+    ]
+    return table("What became of them", head, rows)
 
 
 def _pairs(rows: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> Table:

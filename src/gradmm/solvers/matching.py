@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradmm.data.task import BoundTask
 from gradmm.gradients.distances import DistanceConfig, distance
-from gradmm.gradients.factors import Factors, label_factors
+from gradmm.gradients.factors import Factors
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
@@ -56,8 +56,8 @@ class GradientMatching:
     def objective(self, x: Tensor) -> Tensor:
         """D(G(X_k), target of k's class) for every block (K,); x is (K, B, T, E)."""
         embeds_NSE = self._batch.embed(self.lm.embeddings_VE, x.flatten(0, 1))
-        sets = label_factors(self.lm, self._batch, embeds_NSE, self.texts_per_block, self.limit)
-        return block_distances(self.lm, self.target, self.config, self.target.space(sets), self.labels_K)
+        sets = self.target.space.factors(self.lm, self._batch, embeds_NSE, self.texts_per_block, self.limit)
+        return block_distances(self.lm, self.target, self.config, sets, self.labels_K)
 
     def project(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (K, B, T, E) and tokens (K, B, T) of the readable texts nearest to v."""
@@ -74,8 +74,8 @@ class GradientMatching:
         ids = [self.task.text_ids(text) for text in self.texts(codes)]
         batch = self.task.collate(ids, self._labels_N).to(self.lm.device)
         embeds_NSE = batch.embed(self.lm.embeddings_VE)
-        sets = label_factors(self.lm, batch, embeds_NSE, self.texts_per_block, self.limit)
-        return block_distances(self.lm, self.target, self.config, self.target.space(sets), self.labels_K)
+        sets = self.target.space.factors(self.lm, batch, embeds_NSE, self.texts_per_block, self.limit)
+        return block_distances(self.lm, self.target, self.config, sets, self.labels_K)
 
     def texts(self, codes: Tensor) -> list[str]:
         """The texts that tokens (K, B, T) stand for, block by block."""

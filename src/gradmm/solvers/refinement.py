@@ -29,8 +29,9 @@ from gradmm.data.task import BoundTask
 from gradmm.data.vocabulary import bare_starts
 from gradmm.decoding import log_perplexity
 from gradmm.gradients.distances import FORMULAS, DistanceConfig, components, log_scale
-from gradmm.gradients.factors import Factors, Inner, join_sets, label_factors
-from gradmm.gradients.target import ReleasedTarget
+from gradmm.gradients.factors import Factors, Inner, join_sets, padded
+from gradmm.gradients.spaces import Space
+from gradmm.gradients.target import ClassTarget
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.solvers.forms import Form
@@ -109,13 +110,14 @@ class _Judged:
 
 
 class Refiner:
-    """Refines the set of one class, as init / step / stop.
+    """Refines the set of some classes, as init / step / stop.
 
     Args:
         lm: the language model.
         task: the rendering.
-        label: the class.
-        target: released mean gradients, with their space.
+        labels: class of every text of the set.
+        target: the mean gradient that the set's is to come near to.
+        space: where it is.
         distance: the distance, cosine or relative L2.
         allowed_V: tokens that may be written (V,).
         config: budget and proposals.
@@ -129,8 +131,9 @@ class Refiner:
         self,
         lm: LanguageModel,
         task: BoundTask,
-        label: int,
-        target: ReleasedTarget,
+        labels: Sequence[int],
+        target: ClassTarget,
+        space: Space,
         distance: DistanceConfig,
         allowed_V: Tensor,
         config: RefinementConfig,
@@ -140,14 +143,15 @@ class Refiner:
         form: Form = Form(),
     ) -> None:
         self.nll_free, self.form = nll_free, form
-        self.lm, self.task, self.label, self.config = lm, task, label, config
+        self.lm, self.task, self.labels, self.config = lm, task, list(labels), config
         self.limit, self.make_generator = limit, make_generator
-        self.target, self.space = target.classes[label], target.space
+        self.target, self.space = target, space
         self.formula, self.bias = (
             FORMULAS[distance.name],
             distance.bias if lm.head.bias_V is not None else "ignore",
         )
         self._target_Q = components(self.target.square_norm(), self.bias).cpu().double()[:, 0]
+        self._pairs = max(len(task.label_ids[label]) for label in self.labels)
         self._allowed_V, self._banned = allowed_V, set((~allowed_V).nonzero()[:, 0].tolist())
         self._heard_V = bare_starts(task.tokenizer, lm.vocab_size)[1].tolist() if task.starts_bare else None
 
@@ -156,9 +160,9 @@ class Refiner:
         """The state before the first step.
 
         Args:
-            texts: the set, at least one text.
+            texts: the set, a text for each of `labels`.
         """
-        own = self._judge(texts)
+        own = self._judge(texts, self.labels)
         free = min(self.nll_free, float(own.nll_K.mean()))
         value = float(self._value(own, self._gram(own, own), free))
         return RefinementState(list(texts), objective=value, start=value, nll_free=free, trace=[[0, value]])
@@ -175,7 +179,7 @@ class Refiner:
         """Goes on until it stops; `told` hears of every step, and may keep a copy of the state."""
         if self.stop(state) is not None:
             return state
-        own = self._judge(state.texts)
+        own = self._judge(state.texts, self.labels)
         gram_Qnn = self._gram(own, own)
         while self.stop(state) is None:
             began = time.monotonic()
@@ -189,7 +193,7 @@ class Refiner:
                 state.trace.append([state.evaluations, state.objective])
             state.step += 1
             if state.step % FRESH == 0:  # as a run that goes on from here computes it, to the last digit
-                own = self._judge(state.texts)
+                own = self._judge(state.texts, self.labels)
                 gram_Qnn = self._gram(own, own)
             state.seconds += 0.0 if self.config.seconds is None else time.monotonic() - began
             told(state)
@@ -203,10 +207,11 @@ class Refiner:
 
     def _begin_sweep(self, state: RefinementState) -> None:
         """All places but the first token, which opens a text, and the last, which ends it; in random order."""
-        room = self.lm.max_length - len(self.task.instruction_ids[self.label])  # for the tokens before
+        prompts = [len(self.task.instruction_ids[label]) for label in self.labels]
+        rooms = [self.lm.max_length - length for length in prompts]  # for the tokens before
         lengths = [len(ids) for ids in self.task.texts_ids(state.texts)]
-        places = [(i, t) for i, length in enumerate(lengths) for t in range(1, min(length - 1, room + 1))]
-        order = torch.randperm(len(places), generator=self.make_generator("sweep", self.label, state.sweep))
+        places = [(i, t) for i, length in enumerate(lengths) for t in range(1, min(length - 1, rooms[i] + 1))]
+        order = torch.randperm(len(places), generator=self.make_generator("sweep", state.sweep))
         state.places = [places[k] for k in order.tolist()]
         state.sweep += 1
         state.accepted_in_sweep = 0
@@ -221,8 +226,8 @@ class Refiner:
         ids = self.task.texts_ids([state.texts[i] for i, _ in places])
         # An accepted change may have shortened a text since the sweep began.
         usable = [(i, t, row) for (i, t), row in zip(places, ids, strict=True) if t < len(row) - 1]
-        logits_KV = self._next_token_logits([row[:t] for _, t, row in usable])
-        generator = self.make_generator("propose", self.label, state.step)
+        logits_KV = self._next_token_logits([self._shown(self.labels[i], row[:t]) for i, t, row in usable])
+        generator = self.make_generator("propose", state.step)
         drawn, seen = list[tuple[int, int, str]](), set(state.texts)
         for (i, t, row), logits_V in zip(usable, logits_KV, strict=True):
             logits_V[row[t]] = -torch.inf
@@ -244,18 +249,17 @@ class Refiner:
         count = min(self.config.proposals, int(logits_V.isfinite().sum()))
         return (logits_V / self.config.temperature + noise_V).topk(count).indices.tolist()
 
-    def _next_token_logits(self, starts: Sequence[Sequence[int]]) -> Tensor:
-        """The LM's logits after the class's prompt and these tokens, banned ones at minus infinity (K, V).
-
-        A text's first word is shown to the LM as the token that it is after a prompt (see `bare_starts`).
-        """
-        rows = list(map(self._shown, starts))
+    def _next_token_logits(self, rows: Sequence[list[int]]) -> Tensor:
+        """The LM's logits after these tokens, banned ones at minus infinity (K, V)."""
         parts = list(self.limit.map(self._last_logits, rows, "proposing changes"))
         return torch.cat(parts) if parts else torch.empty(0, len(self._allowed_V))
 
-    def _shown(self, start: Sequence[int]) -> list[int]:
+    def _shown(self, label: int, start: Sequence[int]) -> list[int]:
+        """The class's prompt and the start of a text, whose first word is the token that it is after a prompt
+        (see `bare_starts`).
+        """
         first = start[0] if self._heard_V is None else self._heard_V[start[0]]
-        return [*self.task.instruction_ids[self.label], first, *start[1:]]
+        return [*self.task.instruction_ids[label], first, *start[1:]]
 
     def _last_logits(self, rows: Sequence[list[int]]) -> Tensor:
         width = max(map(len, rows))
@@ -266,14 +270,18 @@ class Refiner:
 
     # ---- what it is worth
 
-    def _judge(self, texts: Sequence[str], ids: Sequence[Sequence[int]] | None = None) -> _Judged:
+    def _judge(
+        self, texts: Sequence[str], labels: Sequence[int], ids: Sequence[Sequence[int]] | None = None
+    ) -> _Judged:
         """Texts of like length go through the model together: padding costs what text costs."""
         ids = self.task.texts_ids(texts) if ids is None else ids
         order = sorted(range(len(ids)), key=lambda k: len(ids[k]))
         parts, nll = list[Factors](), list[float]()
         for _, group in groupby(order, key=lambda k: round(4 * math.log2(len(ids[k])))):
-            alike = [ids[k] for k in group]
-            parts += self.limit.map(self._factors, alike, "refining")
+            members = list(group)
+            alike = [ids[k] for k in members]
+            labelled = [(labels[k], ids[k]) for k in members]
+            parts += self.limit.map(self._factors, labelled, "refining")
             nll += log_perplexity(self.lm, alike, self.limit) if self.config.nll_weight else [0.0] * len(alike)
         back_K = torch.tensor(order).argsort()
         factors = join_sets(parts).sets(back_K.tolist())
@@ -282,9 +290,10 @@ class Refiner:
         nll_K = torch.tensor(nll, dtype=torch.float64).nan_to_num()[back_K]
         return _Judged(list(texts), factors, align_QK, nll_K)
 
-    def _factors(self, ids: Sequence[Sequence[int]]) -> Factors:
-        batch = self.task.collate(ids, [self.label] * len(ids)).to(self.lm.device)
-        return self.space(label_factors(self.lm, batch, batch.embed(self.lm.embeddings_VE), 1))
+    def _factors(self, labelled: Sequence[tuple[int, Sequence[int]]]) -> Factors:
+        batch = self.task.collate([row for _, row in labelled], [label for label, _ in labelled])
+        batch = batch.to(self.lm.device)
+        return padded(self.space.factors(self.lm, batch, batch.embed(self.lm.embeddings_VE), 1), self._pairs)
 
     def _gram(self, a: _Judged, b: _Judged) -> Tensor:
         """<g_i, g'_j> for all texts of both (Q, K, K'), float64."""
@@ -301,7 +310,8 @@ class Refiner:
     ) -> None:
         """Takes the best change, then the best one of the set that results, while the objective falls."""
         of_M = torch.tensor([i for i, _, _ in changed])
-        new = self._judge([text for _, _, text in changed], [ids for _, ids, _ in changed])
+        labels = [self.labels[i] for i, _, _ in changed]
+        new = self._judge([text for _, _, text in changed], labels, [ids for _, ids, _ in changed])
         cross_QMn, gram_QMM = self._gram(new, own), self._gram(new, new)
         state.evaluations += len(changed)
         while True:

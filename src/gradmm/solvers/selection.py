@@ -4,9 +4,10 @@
                    + mean penalty of S + diversity * mean similarity of two texts in S
 
 First greedily, one text after the other; then by exchanges: each place in turn is given to the text that serves
-it best, round and round, until no single exchange lowers the objective. D depends on inner products alone, so
-everything follows from b_i = <g_i, T> and from the rows K_ij = <g_i, g_j> of the texts that are chosen; the rest
-of the kernel is never computed.
+it best, round and round, until no single exchange lowers the objective. Candidates may be of several classes that
+are matched together: every place is of a class, and the classes' places alternate. D depends on inner products
+alone, so everything follows from b_i = <g_i, T> and from the rows K_ij = <g_i, g_j> of the texts that are chosen;
+the rest of the kernel is never computed.
 
 Candidates stand in an order of their own (that of their texts), and ties go to the first: the order in which they
 were made plays no part. The logarithm makes weights mean the same for every model, data set and number of texts:
@@ -51,15 +52,16 @@ class SelectionConfig(BaseModel):
     exchange: bool = True
     """Exchange texts until no single exchange lowers the objective."""
     weights: bool = False
-    """Also give every text a weight (non-negative, 1 on average) that lowers the distance further."""
+    """Also give every text a weight that lowers the distance further: non-negative, and 1 on average over all
+    texts that are matched together."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What selection knows of N candidates of one class.
+    """What selection knows of N candidates.
 
-    Whoever makes them sorts them by text, before any gradient is computed: batches that are made up otherwise
-    round otherwise.
+    Whoever makes them sorts them by class and text, before any gradient is computed: batches that are made up
+    otherwise round otherwise.
     """
 
     kernel: Kernel
@@ -70,6 +72,8 @@ class Candidates:
     """<T, T>, float64."""
     penalty_N: Tensor
     """What is averaged over a set, such as label scores, weighted; float64, finite."""
+    of_N: Tensor
+    """The class of each, counted from 0."""
     similarity: Kernel | None = None
     """Of texts, weighted (Q = 1); None where diversity does not count."""
     nll_N: Tensor | None = None
@@ -93,25 +97,26 @@ class Selected:
     """Objective when greed was done, and after every exchange; it falls."""
 
 
-def select(candidates: Candidates, count: int, formula: Formula, exchange: bool = True) -> Selected:
+def select(candidates: Candidates, counts: Sequence[int], formula: Formula, exchange: bool = True) -> Selected:
     """Chooses a set.
 
     Args:
         candidates: what there is to choose from, N >= count.
-        count: size of the set.
+        counts: texts of every class; it has so many candidates at least.
         formula: D as a function of <G, G>, <G, T> and <T, T>.
         exchange: whether to exchange texts after greed.
 
     Returns:
-        Exactly `count` different candidates.
+        Exactly so many different candidates.
     """
-    assert 1 <= count <= len(candidates), (count, len(candidates))
+    there = torch.bincount(candidates.of_N, minlength=len(counts)).tolist()
+    assert all(1 <= count <= own for count, own in zip(counts, there, strict=True)), (counts, there)
     known = [candidates.kernel.diagonal_QN, candidates.alignment_QN, candidates.penalty_N]
     known += [] if candidates.nll_N is None else [candidates.nll_N]
     assert all(bool(values.isfinite().all()) for values in known), "a NaN would be chosen first"
-    chosen = _Set(candidates, formula)
-    for _ in range(count):
-        chosen.put(chosen.best(None)[1])
+    chosen, count = _Set(candidates, formula), sum(counts)
+    for label in alternating(counts):
+        chosen.put(chosen.best(None, label)[1])
     trace, place, idle = [chosen.value()], 0, 0
     while exchange and idle < count:
         idle = 0 if chosen.exchange(place) else idle + 1
@@ -119,6 +124,12 @@ def select(candidates: Candidates, count: int, formula: Formula, exchange: bool 
             trace.append(chosen.value())
         place = (place + 1) % count
     return Selected(chosen.members, trace[-1], trace)
+
+
+def alternating(counts: Sequence[int]) -> list[int]:
+    """The class of every place, such that at any of them the classes have about their shares."""
+    places = [((place + 0.5) / count, label) for label, count in enumerate(counts) for place in range(count)]
+    return [label for _, label in sorted(places)]
 
 
 class _Set:
@@ -145,7 +156,7 @@ class _Set:
         """Gives a place to whoever serves it best; returns whether that lowers the objective."""
         old, enough = self.members[place], self.value()
         enough -= _GAIN * max(1.0, abs(enough))
-        value, j = self.best(place)
+        value, j = self.best(place, int(self.candidates.of_N[old]))
         if not value < enough:
             return False
         self.put(j, place)
@@ -154,10 +165,11 @@ class _Set:
         self.put(old, place)  # K_ij and K_ji are the same but for float32's last digits: there was no gain
         return False
 
-    def best(self, without: int | None) -> tuple[float, int]:
-        """The candidate with which the set, but for one place, is best, and how good that is."""
+    def best(self, without: int | None, label: int) -> tuple[float, int]:
+        """The candidate of a class with which the set, but for one place, is best, and how good that is."""
         values_N = self.objectives(without)
         values_N[self.members] = torch.inf
+        values_N[self.candidates.of_N != label] = torch.inf
         j = int(values_N.argmin())
         return float(values_N[j]), j
 
