@@ -47,8 +47,9 @@ def test_decoding_attends_to_the_prompt_and_to_what_stands_before():
     assert cost.forward_backward(1, 4, 0) - 2 * cost.forward(1, 4, 0) == 10, "attention once more"
 
 
-def test_every_pass_costs_what_torch_multiplies(demo_lm, demo_task):
-    config = GenerateConfig(solver="both", per_device_batch_size=10)
+@pytest.mark.parametrize("loss", ["verbalisers", "vocabulary"])
+def test_every_pass_costs_what_torch_multiplies(demo_lm, demo_task, loss):
+    config = GenerateConfig(solver="both", per_device_batch_size=10, space={"loss": loss})
     load, found = Workload(demo_lm, demo_task, config), _Bench(demo_lm, demo_task, config).passes()
     assert list(found) == list(PASSES)
     for kind, (texts, work) in found.items():
@@ -99,7 +100,7 @@ def test_texts_count_as_long_as_they_are_on_average_and_are_written_longer(demo_
 
 
 def test_rows_count_as_long_as_they_are(demo_lm, demo_task):
-    load = Workload(demo_lm, demo_task, GenerateConfig(solver="admm"))
+    load = Workload(demo_lm, demo_task, GenerateConfig(solver="admm", space=ALONE))
     short, long = (load.flop([1, 1], 1000, length)[GRADIENTS] for length in (10, 20))
     assert short == pytest.approx(1000 * load.each(GRADIENTS, 10))
     assert long == pytest.approx(1000 * load.each(GRADIENTS, 20))

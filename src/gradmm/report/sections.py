@@ -123,7 +123,8 @@ def _texts(run: Texts, most_letters: int) -> Section:
         rows.append((number, row["label"], row["text"], cells))
     columns = ("distance of class", "log-perplexity", *kept, "source")
     note = (
-        "Distance is that of the class's whole set: single texts have none. Source says who wrote a text; "
+        "Distance is that of the class's whole set: single texts have none, and where classes are matched "
+        "together, each by itself may be far. Source says who wrote a text; "
         "refined is one in which tokens were changed. Control and bidirectional characters are written out."
     )
     return Section("texts", "The texts", [Paragraph(note), Browser(columns, run.label_names, rows, len(run.rows))])
