@@ -84,6 +84,28 @@ def test_texts_in_each_pass_follow_from_the_settings(demo_lm, demo_task):
     assert Counter(both) == Counter(once) + Counter(admm) - Counter({GRADIENTS: 1000})
 
 
+def test_public_text_is_written_read_and_chosen_from_too(demo_lm, demo_task):
+    def texts(solver="search", rounds=1, counts=(10, 20), **space):
+        small = {"pool": {"texts_per_text": 8}, "refinement": {"evaluations": 0}, "initial": {"candidates": 3}}
+        config = GenerateConfig.model_validate(
+            small | {"writer": {"rounds": rounds}} | {"solver": solver, "space": space}
+        )
+        return Workload(demo_lm, demo_task, config).texts(counts, rows=1000)
+
+    few = texts(public_texts=80)  # the classes' pools have 80 and 160
+    assert few[WRITING] == few[READABILITY] == 240
+    assert few[GRADIENTS] == 1000 + 2 * 240 + 2 * 2 * 80, "to calibrate, and to fit a map"
+    assert texts(public_texts=80, maps=["whitened"], loss="vocabulary")[GRADIENTS] == few[GRADIENTS] - 2 * 80
+    many = texts(public_texts=100)
+    assert many[WRITING] == many[READABILITY] == 100 + 160, "all that is written is chosen from"
+    assert many[GRADIENTS] == 1000 + 2 * 260 + 2 * 2 * 100
+    twice = texts(public_texts=100, rounds=2)  # of 40 and 80 in each
+    assert twice[WRITING] == 2 * 100 + 120 and twice[READABILITY] == 2 * 100 + (2 * 100 + 120)
+    admm = texts("admm", public_texts=50)
+    assert admm[WRITING] == 90 + 2 * 50 and admm[GRADIENTS] == 1000 + 2 * 2 * 50
+    assert texts(public_texts=10_000, counts=(1,) * 64)[WRITING] == 64 * (4096 // 64), "no more than are fitted on"
+
+
 @pytest.mark.parametrize(
     ("lengths", "mean"),
     [

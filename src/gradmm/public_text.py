@@ -19,8 +19,6 @@ from gradmm.gradients.spaces import Space, fit_space
 from gradmm.memory import by_length
 from gradmm.seeds import make_generator
 
-_MOST = 4096  # texts of all classes that a space is fitted on
-
 
 class PublicText:
     """Fits what is to be fitted before there is a target.
@@ -31,7 +29,7 @@ class PublicText:
 
     def __init__(self, runner: BlockRunner) -> None:
         self.lm, self.task, self.config, self.limit = runner.lm, runner.task, runner.config, runner.limit
-        self.count = max(1, min(self.config.space.public_texts, _MOST // len(runner.counts)))
+        self.count = self.config.space.public_count(len(runner.counts))
         """Texts of every class that are looked at."""
 
     def fit_space(self, texts: Sequence[Sequence[str]]) -> Space:
@@ -46,7 +44,7 @@ class PublicText:
     def factors(self, texts: Sequence[Sequence[str]], space: Space) -> list[list[Factors]]:
         """Per class, gradients in a space, one set for each text."""
         return [
-            list(self._of_class([(label, ids) for ids in own], space))
+            list(self._of_class([(label, own[i]) for i in by_length(own)], space))
             for label, own in enumerate(self._ids(texts))
         ]
 

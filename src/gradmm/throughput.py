@@ -17,6 +17,7 @@ from gradmm.data.task import BoundTask
 from gradmm.decoding import log_perplexity, sample
 from gradmm.gradients.factors import label_factors
 from gradmm.gradients.losses import VOCABULARY, Loss, VerbaliserLoss
+from gradmm.gradients.spaces import Space
 from gradmm.gradients.target import compute_target
 from gradmm.models import LanguageModel
 from gradmm.solvers.matching import GradientMatching
@@ -137,7 +138,8 @@ class _Bench:
     def _x_update(self, blocks: int, size: int) -> Callable[[], object]:
         """One inner step."""
         text = self.task.decode(self.ids[0])
-        target = compute_target(self.lm, self.task, [[[text]] for _ in self.task.label_ids])
+        rows = [[[text]] for _ in self.task.label_ids]
+        target = compute_target(self.lm, self.task, rows, space=Space((), self.loss))
         lengths_KB = torch.full((blocks, size), self.length)
         config, projector = self.config.distance, self.runner.projector
         problem = GradientMatching(self.lm, self.task, target, config, projector, [0] * blocks, lengths_KB)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gradmm.arithmetic import Arithmetic, arithmetic_of
 from gradmm.config import GenerateConfig
 from gradmm.data.task import BoundTask
+from gradmm.gradients.losses import VOCABULARY, VerbaliserLoss
 from gradmm.models import LanguageModel
 from gradmm.solvers.initial import SPARE
 
@@ -57,14 +58,22 @@ class Workload:
         length = self.length if length is None else length
         label = max(map(len, self.task.label_ids))
         rendered = len(self.task.prefix_ids) + length + len(self.task.suffix_ids) + label - 1
+        looked_at = label * self._share  # positions, as if the whole head were multiplied by at each
         start = max(map(len, self.task.instruction_ids))
         return {
-            GRADIENTS: lambda: self.cost.forward(1, rendered, label),
+            GRADIENTS: lambda: self.cost.forward(1, rendered, looked_at),
             READABILITY: lambda: self.cost.forward(1, length, length),
             WRITING: lambda: self.cost.decode(1, start, written),
             TUNING: lambda: 3 * self.cost.forward(1, start + length, length),
-            UPDATE: lambda: self.cost.forward_backward(1, rendered, label),
+            UPDATE: lambda: self.cost.forward_backward(1, rendered, looked_at),
         }[kind]()
+
+    @property
+    def _share(self) -> float:
+        """Of the head's rows, those that the loss looks at."""
+        if self.config.space.loss == "vocabulary":
+            return 1.0
+        return VerbaliserLoss.of(self.task).size(self.lm.head) / VOCABULARY.size(self.lm.head)
 
     def texts(self, counts: Sequence[int], rows: int) -> dict[str, float]:
         """Texts that go through every kind of pass (real rows count as texts of the gradients' pass).
@@ -74,21 +83,36 @@ class Workload:
             rows: real rows in the target.
         """
         found = dict.fromkeys(PASSES, 0.0) | {GRADIENTS: float(rows)}
+        rounds, public = self.config.writer.rounds, self._public(len(counts))
+        each = 0 if self.config.solver == "admm" else self.config.pool.texts_per_text / rounds
+        first, more = sum(max(public, count * each) for count in counts), sum(counts) * each
+        found[WRITING] += first + more * (rounds - 1)
+        found[GRADIENTS] += self._fits * len(counts) * public
         if self.config.solver != "search":
             found[UPDATE] += sum(counts) * self.config.admm.n_outer * self.config.admm.n_inner
             found[WRITING] += sum(counts) * self.config.initial.candidates
         if self.config.solver != "admm":
-            self._search(found, sum(counts))
+            self._search(found, sum(counts), first, more)
         return found
 
-    def _search(self, found: dict[str, float], count: int) -> None:
+    def _public(self, num_classes: int) -> int:
+        """Public texts of every class."""
+        return self.config.space.public_count(num_classes) if self.config.needs_public else 0
+
+    @property
+    def _fits(self) -> int:
+        """How often public text goes through the model: to calibrate, to fit maps, and for the clip."""
+        space = self.config.space
+        fitted = bool(space.maps) or space.needs_public
+        return (space.loss == "verbalisers") + fitted + (self.config.privacy is not None)
+
+    def _search(self, found: dict[str, float], count: int, first: float, more: float) -> None:
+        """Of so many candidates after the first round, and so many more after each other one."""
         writer, refinement = self.config.writer, self.config.refinement
-        candidates = count * self.config.pool.texts_per_text
-        looks = candidates * (writer.rounds + 1) / 2  # each round looks at all that there is
-        learnt = writer.share * writer.num_train_epochs * candidates * (writer.rounds - 1) / 2
-        judged = count * refinement.evaluations
-        found[WRITING] += candidates
-        found[TUNING] += learnt
+        learnt = (writer.rounds - 1) * (first + more * (writer.rounds - 2) / 2)  # each looks at all there is
+        candidates = first + more * (writer.rounds - 1)
+        looks, judged = learnt + candidates, count * refinement.evaluations
+        found[TUNING] += writer.share * writer.num_train_epochs * learnt
         checks = looks if self.config.selection.label_weight or self.config.label_check.relabel else candidates
         found[GRADIENTS] += looks + checks + judged * (1 + 1 / refinement.proposals)  # as long as the label's pass
         found[READABILITY] += looks + judged

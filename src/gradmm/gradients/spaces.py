@@ -41,6 +41,7 @@ LossName = Literal["verbalisers", "vocabulary"]
 MapName = Literal["verbaliser", "whitened", "subspace", "sketch"]
 NEED_PUBLIC: tuple[MapName, ...] = ("whitened", "subspace")
 _KEEP_TOKENS = ("whitened",)  # after these, the entries of r are still tokens
+_MOST = 4096  # public texts of all classes that are looked at
 _LOSS = "loss"  # how its tensors are marked in a checkpoint
 _NEGLIGIBLE = 1e-10  # of the largest squared singular value: below it a direction is rounding
 
@@ -79,6 +80,10 @@ class SpaceConfig(BaseModel):
     def needs_public(self) -> bool:
         """Whether the loss or a map has to be fitted on public text."""
         return self.loss == "verbalisers" or any(name in NEED_PUBLIC for name in self.maps)
+
+    def public_count(self, num_classes: int) -> int:
+        """Public texts of every class that are looked at."""
+        return max(1, min(self.public_texts, _MOST // num_classes))
 
 
 @dataclass(frozen=True)

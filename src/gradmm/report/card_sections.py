@@ -86,13 +86,15 @@ def achieved(run: Texts) -> Lines:
     rows |= {_SETS[name]: row for name, row in run.metrics["references"].items() if name in _SETS}
     head = ("set", "texts", "distance", "log-perplexity", "distinct pairs")
     formula = _DISTANCES.get(str((run.config.get("distance") or {}).get("name", "cosine")), _UNKNOWN)
+    apart = (run.config.get("distance") or {}).get("classes") == "apart"
+    of_what = "averaged over the classes" if apart else "of all classes' mean gradient together"
     target = "what was released, with its noise" if run.is_private else "the real rows' mean gradients"
     return [
         "## What it achieves",
         "",
         *table(head, ((name, *_measures(row)) for name, row in rows.items()), "lrrrr"),
         "",
-        f"Distance: {formula}, averaged over the classes; here to {target} (0 is best). Log-perplexity: nats per "
+        f"Distance: {formula}, {of_what}; here to {target} (0 is best). Log-perplexity: nats per "
         "token under the same model (lower is more readable). Distinct pairs: of all pairs of neighbouring "
         "tokens, the share that differ.",
     ]
