@@ -162,8 +162,7 @@ def measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def target_in(own: Material, view: View) -> ReleasedTarget:
     """The real rows' mean gradients in a view."""
     search = own.search(own.budget, space=view.space)
-    fitted = view.maps or view.space.needs_public
-    space = search.public.fit_space(own.lm_texts) if fitted else Space()
+    space = Space() if view.space.is_identity else search.public.fit_space(own.lm_texts)
     batches = [own.rows.iter_batches(label, 64) for label in range(own.rows.num_classes)]
     classes = [class_target(own.lm, own.task, c, rows, own.limit, space=space) for c, rows in enumerate(batches)]
     target = ReleasedTarget(tuple(classes), space)

@@ -184,7 +184,7 @@ class _Run:
 
     def _space(self, lm_texts: list[list[str]]) -> Space:
         """Always as the run folder has it: tensors laid out in another way in memory round in another way."""
-        if not (self.config.space.maps or self.config.space.needs_public):
+        if self.config.space.is_identity:
             return IDENTITY
         if self.folder.load_state("space") is None:
             self.folder.save_state("space", self.search.public.fit_space(lm_texts).tensors(), {})

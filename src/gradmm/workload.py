@@ -103,8 +103,7 @@ class Workload:
     def _fits(self) -> int:
         """How often public text goes through the model: to calibrate, to fit maps, and for the clip."""
         space = self.config.space
-        fitted = bool(space.maps) or space.needs_public
-        return (space.loss == "verbalisers") + fitted + (self.config.privacy is not None)
+        return (space.loss == "verbalisers") + (not space.is_identity) + (self.config.privacy is not None)
 
     def _search(self, found: dict[str, float], count: int, first: float, more: float) -> None:
         """Of so many candidates after the first round, and so many more after each other one."""

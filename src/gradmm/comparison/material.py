@@ -111,7 +111,7 @@ class Material:
     @cached_property
     def space(self) -> Space:
         """Where gradients are matched, fitted on the LM's texts."""
-        if not (self.config.space.maps or self.config.space.needs_public):
+        if self.config.space.is_identity:
             return IDENTITY
         if self.folder.load_state("space") is None:
             self.folder.save_state("space", self.search(self.budget).public.fit_space(self.lm_texts).tensors(), {})

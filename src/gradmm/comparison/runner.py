@@ -158,8 +158,8 @@ class Arena:
         if cell.method.name == "real_all":
             return {"distance": 0.0, "log_perplexity": None}
         # Timed, for what measures has need of may be what a later method has need of.
-        space = self.config.generate.space
-        material.prepare(("lm_texts", "space", "target") if space.maps or space.needs_public else ("target",))
+        fitted = not self.config.generate.space.is_identity
+        material.prepare(("lm_texts", "space", "target") if fitted else ("target",))
         found, *_ = measure(
             self.lm, self.task, material.target, self.config.generate.distance, made.texts, material.limit
         )

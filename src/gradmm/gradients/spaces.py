@@ -81,6 +81,11 @@ class SpaceConfig(BaseModel):
         """Whether the loss or a map has to be fitted on public text."""
         return self.loss == "verbalisers" or any(name in NEED_PUBLIC for name in self.maps)
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether there is nothing to fit or to draw: the head's whole gradient over the vocabulary."""
+        return not self.maps and not self.needs_public
+
     def public_count(self, num_classes: int) -> int:
         """Public texts of every class that are looked at."""
         return max(1, min(self.public_texts, _MOST // num_classes))
