@@ -152,14 +152,17 @@ def test_a_prompt_may_fill_the_context(tiny_lm):
         PromptCache(lm, [[5], [5] * 129])
 
 
-def test_sampling_draws_by_each_texts_own_numbers(tiny_lm):
+@pytest.mark.parametrize("bias", [0.0, 1.5])
+def test_sampling_draws_by_each_texts_own_numbers(tiny_lm, bias):
     lm = tiny_lm("gemma2")
     allowed_V = torch.arange(lm.vocab_size) % 3 > 0
-    fast = sample(PromptCache(lm, PROMPTS), torch.tensor(LABELS), 5, allowed_V, seeded(), 0.7, 0.8)
+    bias_V = bias * (torch.arange(lm.vocab_size) % 5 - 2.0)
+    given = {"bias_V": bias_V} if bias else {}
+    fast = sample(PromptCache(lm, PROMPTS), torch.tensor(LABELS), 5, allowed_V, seeded(), 0.7, 0.8, **given)
     uniform_NTR = torch.rand(len(LABELS), 5, 4, generator=seeded()).tolist()
 
     def slowly(t, row, logits):
-        weights = torch.softmax(logits.double() / 0.7, -1) * allowed_V
+        weights = torch.softmax((logits + bias_V).double() / 0.7, -1) * allowed_V
         token = draw_by_rejection_slowly((weights / weights.sum()).tolist(), uniform_NTR[row][t], 0.8)
         return token, token
 

@@ -122,6 +122,35 @@ def test_the_writer_learns_texts_as_they_were_before_they_took_their_form(
     assert all(form(text) == text for text in alone.dataset["text"])
 
 
+def test_words_come_as_often_as_in_real_rows(
+    tiny_lm: Any, tiny_task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The share of a word that only one class's rows hold rises from round to round, in that class alone."""
+    lm = tiny_lm("gpt2")
+    rows = [{"text": "a fine and great film", "label": 1}, {"text": "a dull bad film", "label": 0}] * 4
+    biases: dict[tuple[int, int], Any] = {}
+    own = Search.write_class
+
+    def write(self: Any, prompts: Any, label: int, count: int, purpose: Any, *given: Any) -> Any:
+        if purpose[0] == "writer":
+            biases[purpose[1], label] = given[2]
+        return own(self, prompts, label, count, purpose, *given)
+
+    monkeypatch.setattr(Search, "write_class", write)
+    generate(lm, "sst2", rows, settings(refinement={"evaluations": 0}))
+    assert list(biases) == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    (bad,), (great,) = lm.tokenizer(" bad").input_ids, lm.tokenizer(" great").input_ids
+    for number in (1, 2):
+        assert biases[number, 0][bad] > 0 >= biases[number, 0][great]
+        assert biases[number, 1][great] > 0 >= biases[number, 1][bad]
+    for label in (0, 1):
+        comma = lm.tokenizer(",").input_ids[0]
+        assert biases[1, label][comma] == 0, "punctuation follows from what is around it"
+    biases.clear()
+    generate(lm, "sst2", rows, settings(writer={"rounds": 2, "unigram_step": 0}))
+    assert set(biases.values()) == {None}
+
+
 def test_wherever_rounds_are_interrupted_they_end_the_same(tiny_lm: Any, tmp_path: Path) -> None:
     make(tiny_lm("gpt2"), tmp_path / "whole")
     for advances in count(0, 2):

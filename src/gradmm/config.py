@@ -161,6 +161,11 @@ class GenerateConfig(BaseModel):
         """Whether there has to be public text: to fit a space on, and to clip and to look ahead by."""
         return self.space.needs_public or self.privacy is not None
 
+    @property
+    def tilts(self) -> bool:
+        """Whether the writer follows the words of the real rows."""
+        return self.solver != "admm" and self.writer.rounds > 1 and self.writer.unigram_step > 0
+
     def count_texts(self, label_names: Sequence[str], rows: Sequence[int] | None = None) -> tuple[int, ...]:
         """How many texts every class gets.
 

@@ -162,6 +162,7 @@ def sample(
     generator: torch.Generator,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    bias_V: Tensor | None = None,
 ) -> Tensor:
     """Samples texts from the LM after their class prompts.
 
@@ -173,6 +174,7 @@ def sample(
         generator: random generator on the CPU; draws do not depend on the batching by prompt length.
         temperature: divides the logits.
         top_p: nucleus (Holtzman et al. 2020): the smallest set of tokens with this probability.
+        bias_V: is added to the logits (V,).
 
     Returns:
         Tokens (N, steps).
@@ -180,7 +182,8 @@ def sample(
     uniform_NTR = torch.rand(len(labels), steps, _TRIES, generator=generator).to(labels.device)
 
     def choose(t: int, rows: Tensor, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-        masked_NV = logits_NV.masked_fill(~allowed_V, -torch.inf) / temperature
+        tilted_NV = logits_NV if bias_V is None else logits_NV + bias_V
+        masked_NV = tilted_NV.masked_fill(~allowed_V, -torch.inf) / temperature
         token_N = draw(torch.softmax(masked_NV, -1), uniform_NTR[rows, t], top_p)
         return token_N, token_N
 

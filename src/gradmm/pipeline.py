@@ -255,7 +255,8 @@ class _Run:
 
     def _release_class(self, label: int, space: Space, stage: Stage) -> None:
         batches = self.rows.iter_batches(label, WINDOW * self.config.per_device_batch_size)
-        target = class_target(self.lm, self.task, label, batches, self.limit, stage.advance, space)
+        unigrams = self.config.tilts
+        target = class_target(self.lm, self.task, label, batches, self.limit, stage.advance, space, unigrams)
         self.folder.save_state(_target_name(label), target.tensors(), {})
 
     def _references(self) -> dict[str, list[list[str]]]:

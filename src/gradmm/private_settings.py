@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from pydantic import BaseModel
+
 from gradmm.data.rows import DataConfig
 from gradmm.errors import ConfigError
 from gradmm.gradients.spaces import MapName, SpaceConfig
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.solvers.pool import PoolConfig
+from gradmm.training.writer import WriterConfig
 
 MAPS: tuple[MapName, ...] = ("verbaliser", "whitened")
 """The space where none is named: small, so that the target stands out of the noise, whatever the loss."""
@@ -34,21 +37,28 @@ class Settings(Protocol):
     def class_balance(self) -> str: ...  # noqa: D102
     @property
     def pool(self) -> PoolConfig: ...  # noqa: D102
+    @property
+    def writer(self) -> WriterConfig: ...  # noqa: D102
 
 
 def with_private_defaults(given: Any) -> Any:
     """Settings as they were given, with what a private run takes by default where nothing is."""
     if not isinstance(given, dict) or given.get("privacy") is None:
         return given
-    return {"references": LM_ALONE, **given, "space": _space(given.get("space"))}
+    others = {
+        "space": _with_default(SpaceConfig, given.get("space"), "maps", MAPS),
+        "writer": _with_default(WriterConfig, given.get("writer"), "unigram_step", 0.0),
+    }
+    return {"references": LM_ALONE, **given, **others}
 
 
-def _space(given: Any) -> Any:
+def _with_default(group: type[BaseModel], given: Any, name: str, default: Any) -> Any:
+    """A group of settings as it was given, with another default of one of them."""
     if given is None:
-        return SpaceConfig(maps=MAPS)
-    if isinstance(given, SpaceConfig):
-        return given if "maps" in given.model_fields_set else given.model_copy(update={"maps": MAPS})
-    return {"maps": MAPS, **given} if isinstance(given, Mapping) else given
+        return group(**{name: default})
+    if isinstance(given, group):
+        return given if name in given.model_fields_set else given.model_copy(update={name: default})
+    return {name: default, **given} if isinstance(given, Mapping) else given
 
 
 def refuse_leaks(settings: Settings) -> None:
@@ -70,6 +80,11 @@ def refuse_leaks(settings: Settings) -> None:
         raise ConfigError(
             "nearest_rows is true, which puts real rows into the run folder, word for word; leave it out with "
             "privacy"
+        )
+    if settings.writer.unigram_step:
+        raise ConfigError(
+            f"writer.unigram_step is {settings.writer.unigram_step:g}, for which the words of real rows are "
+            "counted, and the texts would follow the counts without any noise; leave it out, or set it to 0"
         )
     if settings.class_balance == "proportional" and privacy.public_counts is None:
         raise ConfigError(

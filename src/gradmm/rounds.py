@@ -2,6 +2,8 @@
 
     the LM's texts -> choose -> tune the writer -> its texts -> choose -> ...        all of them are candidates
 
+Where the target says how often words stand in the rows, what each round brought also tilts the next one's draws.
+
 What is chosen from is everything that there is by then. A round's choice is kept in the run folder before the
 writer is tuned on it, and every chunk of texts as it is written; a run that is interrupted tunes the writer of
 the round that it was in again, from the same choice with the same seeds.
@@ -16,10 +18,12 @@ from gradmm.checkpoints import Checkpoints
 from gradmm.data.task import continuation_ids
 from gradmm.decoding import PromptCache
 from gradmm.gradients.target import ReleasedTarget
+from gradmm.gradients.unigrams import UnigramCounter, Unigrams
 from gradmm.progress import Stage
 from gradmm.search import Search, Sources
 from gradmm.seeds import make_generator
 from gradmm.solvers.forms import Form
+from gradmm.solvers.tilting import Tilt, word_tokens, written_as
 from gradmm.training.writer import Example, tune_writer
 
 WRITER = "writer"  # how its texts are marked
@@ -52,11 +56,36 @@ def write_rounds(
         GradmmError: if the writer writes no usable text, or its tuning diverges.
     """
     written: list[list[str]] = [[] for _ in lm_texts]
+    last, tilts = [list(own) for own in lm_texts], _tilts(search, target, form)
     for number in range(1, search.config.writer.rounds):
+        for own, tilt in zip(last, tilts, strict=True):
+            if tilt is not None:
+                tilt.learn(_count(search, own, form))
         candidates = [*sources, (WRITER, written)]
         one = _Round(search, target, lm_texts, candidates, form, number, folder)
-        written = [[*own, *one.write(label, stage)] for label, own in enumerate(written)]
+        last = [one.write(label, tilt, stage) for label, tilt in enumerate(tilts)]
+        written = [[*own, *more] for own, more in zip(written, last, strict=True)]
     return written
+
+
+def _tilts(search: Search, target: ReleasedTarget, form: Form) -> list[Tilt | None]:
+    """One for each class whose words the target knows."""
+    size, step = len(search.runner.allowed_V), search.config.writer.unigram_step
+    if step == 0 or all(own.unigrams is None for own in target.classes):
+        return [None] * len(target.classes)
+    words_V = word_tokens(search.task.tokenizer, size)
+    written_as_V = written_as(search.task.tokenizer, size, form)
+    return [
+        None if own.unigrams is None else Tilt(own.unigrams, words_V, written_as_V, step) for own in target.classes
+    ]
+
+
+def _count(search: Search, texts: Sequence[str], form: Form) -> Unigrams:
+    """Shares of tokens in texts as they are as candidates."""
+    counter = UnigramCounter(search.task, len(search.runner.allowed_V))
+    fitted = (search.fitted(text, form) for text in texts)
+    counter.add(search.task.texts_ids([text for text in fitted if text is not None]))
+    return counter.mean()
 
 
 class _Round:
@@ -75,10 +104,11 @@ class _Round:
         self.search, self.target, self.lm_texts, self.sources = search, target, lm_texts, sources
         self.form, self.number, self.folder = form, number, folder
 
-    def write(self, label: int, stage: Stage) -> list[str]:
+    def write(self, label: int, tilt: Tilt | None, stage: Stage) -> list[str]:
         """A class's texts, chunk by chunk."""
         count, purpose = self.search.round_counts[label], (WRITER, self.number)
-        return self.search.write_class(lambda: self.prompts, label, count, purpose, self.folder, stage)
+        bias_V = None if tilt is None else tilt.bias_V.to(self.search.lm.device)
+        return self.search.write_class(lambda: self.prompts, label, count, purpose, self.folder, stage, bias_V)
 
     @cached_property
     def prompts(self) -> PromptCache:

@@ -99,6 +99,7 @@ class Search:
         purpose: tuple[str | int, ...],
         folder: Checkpoints,
         stage: Stage,
+        bias_V: Tensor | None = None,
     ) -> list[str]:
         """Texts for one class, chunk by chunk, each kept in the run folder.
 
@@ -109,6 +110,7 @@ class Search:
             purpose: names the chunks and seeds what is drawn.
             folder: keeps the chunks.
             stage: is told of every text.
+            bias_V: is added to the writer's logits.
         """
         found: list[str] = []
         for at in range(0, count, _CHUNK):
@@ -118,7 +120,7 @@ class Search:
             if kept is None:
                 generator = make_generator(self.config.seed, *purpose, label, at)
                 writer, allowed_V, labels = prompts(), self.runner.allowed_V, [label] * size
-                ids = write_texts(self.task, writer, allowed_V, labels, lengths, initial, generator)
+                ids = write_texts(self.task, writer, allowed_V, labels, lengths, initial, generator, bias_V=bias_V)
                 kept = {}, {"texts": [self.task.decode(row) for row in ids]}
                 folder.save_state(name, *kept)
             found += kept[1]["texts"]

@@ -130,7 +130,15 @@ class Material:
             if self.folder.load_state(state) is None:
                 source = (label - shift) % self.rows.num_classes
                 batches = self.rows.iter_batches(source, WINDOW * self.config.per_device_batch_size)
-                own = class_target(self.lm, self.task, label, batches, self.limit, space=self.space)
+                own = class_target(
+                    self.lm,
+                    self.task,
+                    label,
+                    batches,
+                    self.limit,
+                    space=self.space,
+                    with_unigrams=self.config.tilts,
+                )
                 self.folder.save_state(state, own.tensors(), {})
             classes.append(ClassTarget.from_tensors(self._loaded(state)))
         target = ReleasedTarget(tuple(classes), self.space)

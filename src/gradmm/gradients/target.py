@@ -7,7 +7,7 @@ from then on, so memory is bounded by one matrix per class however many rows str
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -18,6 +18,7 @@ from gradmm.data.task import BoundTask
 from gradmm.errors import DataError, NonFiniteError
 from gradmm.gradients.factors import Factors, Inner, as_one_set, inner, inner_dense
 from gradmm.gradients.spaces import IDENTITY, LinearMap, Space
+from gradmm.gradients.unigrams import UnigramCounter, Unigrams
 from gradmm.memory import BatchLimit, by_length
 from gradmm.models import LanguageModel
 
@@ -30,6 +31,8 @@ class ClassTarget:
 
     factors: Factors | None
     dense: tuple[Tensor, Tensor] | None
+    unigrams: Unigrams | None = None
+    """How often each token stands in the rows, where that is released too."""
 
     def inner(self, sets: Factors) -> Inner:
         """<G_k, target> for every set."""
@@ -74,23 +77,26 @@ class ClassTarget:
         """The gradient after a map that only shifts h."""
         if self.factors is not None:
             r_KJV, h_KJD = shift(self.factors.r_KJV, self.factors.h_KJD)
-            return ClassTarget(Factors(r_KJV, h_KJD, self.factors.weight_KJ), None)
+            return ClassTarget(Factors(r_KJV, h_KJD, self.factors.weight_KJ), None, self.unigrams)
         (weight_VD, bias_V), h_shift_D = self.materialised(), cast(Tensor, shift.h_shift_D)
-        return ClassTarget(None, (weight_VD - bias_V.unsqueeze(1) * h_shift_D, bias_V))
+        return ClassTarget(None, (weight_VD - bias_V.unsqueeze(1) * h_shift_D, bias_V), self.unigrams)
 
     def tensors(self) -> dict[str, Tensor]:
         """For the run folder; `from_tensors` reads it back."""
+        more = {} if self.unigrams is None else self.unigrams.tensors()
         if self.factors is not None:
-            return {"r": self.factors.r_KJV, "h": self.factors.h_KJD, "weight": self.factors.weight_KJ}
+            own = {"r": self.factors.r_KJV, "h": self.factors.h_KJD, "weight": self.factors.weight_KJ}
+            return own | more
         weight_VD, bias_V = cast(tuple[Tensor, Tensor], self.dense)
-        return {"dense_weight": weight_VD, "dense_bias": bias_V}
+        return {"dense_weight": weight_VD, "dense_bias": bias_V} | more
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> ClassTarget:
         """Inverse of `tensors`."""
+        unigrams = Unigrams.from_tensors(tensors)
         if "dense_weight" in tensors:
-            return ClassTarget(None, (tensors["dense_weight"], tensors["dense_bias"]))
-        return ClassTarget(Factors(tensors["r"], tensors["h"], tensors["weight"]), None)
+            return ClassTarget(None, (tensors["dense_weight"], tensors["dense_bias"]), unigrams)
+        return ClassTarget(Factors(tensors["r"], tensors["h"], tensors["weight"]), None, unigrams)
 
 
 def weighted_sum(parts: Sequence[ClassTarget], weights: Sequence[float]) -> ClassTarget:
@@ -221,17 +227,20 @@ def class_target(
     limit: BatchLimit,
     progress: Callable[[int], None] = lambda rows: None,
     space: Space = IDENTITY,
+    with_unigrams: bool = False,
 ) -> ClassTarget:
-    """One class's mean gradient; arguments and errors as of `compute_target`."""
-    total = TargetAccumulator()
+    """One class's mean gradient, and if asked for how often tokens stand in its rows; else as `compute_target`."""
+    total, counter = TargetAccumulator(), UnigramCounter(task, len(lm.embeddings_VE)) if with_unigrams else None
     for texts in batches:
         ids = _checked_ids(task, texts, label)
+        if counter is not None:
+            counter.add(ids)
         alike = [ids[i] for i in by_length(ids)]
         summed = partial(_summed, lm, task, label=label, space=space)
         for sums, count in limit.map(summed, alike, "computing the target"):
             total.add(sums, count)
             progress(count)
-    return total.mean()
+    return total.mean() if counter is None else replace(total.mean(), unigrams=counter.mean())
 
 
 def _checked_ids(task: BoundTask, texts: Sequence[str], label: int) -> list[list[int]]:

@@ -77,6 +77,11 @@ class Form:
     def _steps(self) -> list[str]:
         return [] if self.name == AS_WRITTEN else self.name.split("+")
 
+    @property
+    def is_lowercase(self) -> bool:
+        """Whether nothing is in upper case."""
+        return "lowercase" in self._steps
+
     def __call__(self, text: str) -> str:
         """The text in this form; may be empty."""
         for step in self._steps:

@@ -91,6 +91,7 @@ def write_texts(
     config: InitialConfig,
     generator: torch.Generator,
     stops: Sequence[str] = (),
+    bias_V: Tensor | None = None,
 ) -> list[list[int]]:
     """Texts that the LM writes after each label's prompt, as tokens of the text in its place.
 
@@ -103,6 +104,7 @@ def write_texts(
         config: temperature and nucleus.
         generator: random generator on the CPU.
         stops: where a text ends, such as a line break after prompts that are lists.
+        bias_V: is added to the LM's logits (V,).
 
     Raises:
         GradmmError: if the LM writes no usable text.
@@ -113,7 +115,7 @@ def write_texts(
     for _ in range(_ROUNDS):
         own = torch.tensor([labels[i] for i in missing], device=prompts.lm.device)
         steps = SPARE + (lengths.max_tokens if natural else max(limits[i] for i in missing))
-        drawn = sample(prompts, own, steps, allowed_V, generator, config.temperature, config.top_p)
+        drawn = sample(prompts, own, steps, allowed_V, generator, config.temperature, config.top_p, bias_V)
         for i, ids in zip(missing, drawn.tolist(), strict=True):
             kept = _cut(task, _before(task.decode(ids), stops), limits[i], lengths)
             # Tokenised again, allowed tokens may have become one that is banned.

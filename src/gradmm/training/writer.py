@@ -47,6 +47,10 @@ class WriterConfig(BaseModel):
     """Of AdamW, falling to zero in every round; for adapters about ten times as much is usual."""
     per_device_train_batch_size: int = Field(16, ge=1)
     """Texts in one update."""
+    unigram_step: float = Field(0.7, ge=0, le=1)
+    """How far each round goes towards every word's share of the real rows, which is then part of what is released
+    of them: 1 adds the whole logarithm of what is missing to the word's logit, 0 releases nothing. Refused with
+    privacy, where the default is 0."""
     lora: LoraSettings | None = None
     """Adapters instead of all weights, for models that barely fit."""
 
