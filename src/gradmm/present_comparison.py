@@ -51,8 +51,8 @@ def _cells(row: Row) -> tuple[str | Text, ...]:
     title = Text("  " + printable(row.title), style="bold" if row.method == OURS else "")
     return (
         title,
-        _percent(row.accuracy),
-        "" if row.ours_minus_this is None else _percent(row.ours_minus_this, sign=True),
+        percent(row.accuracy),
+        "" if row.ours_minus_this is None else percent(row.ours_minus_this, sign=True),
         f"{row.learning_rate:g}",
         "" if row.distance is None else f"{row.distance:.4f}",
         "" if row.log_perplexity is None else f"{row.log_perplexity:.2f}",
@@ -60,7 +60,7 @@ def _cells(row: Row) -> tuple[str | Text, ...]:
     )
 
 
-def _percent(value: Interval, sign: bool = False) -> str:
+def percent(value: Interval, sign: bool = False) -> str:
     """In points; a star where the interval of a difference excludes zero."""
     mean = f"{100 * value.mean:+.1f}" if sign else f"{100 * value.mean:.1f}"
     reach = "" if value.high is None else f" ± {100 * (value.high - value.mean):.1f}"

@@ -25,7 +25,7 @@ from gradmm.config import load_settings
 from gradmm.data.presets import get_task
 from gradmm.data.sources import LabelledData, load_data
 from gradmm.data.task import BoundTask
-from gradmm.errors import DataError, RunFolderError
+from gradmm.errors import ConfigError, DataError, RunFolderError
 from gradmm.loading import save_pretrained
 from gradmm.models import load_model
 from gradmm.progress import Reporter
@@ -211,7 +211,7 @@ def test_the_same_settings_give_the_same_records_whatever_else_is_compared(
 def test_what_is_written_is_what_is_returned(whole: Any, everything: CompareConfig) -> None:
     found = whole[0]
     names = {path.relative_to(found.run_dir).as_posix() for path in found.run_dir.rglob("*")}
-    assert names == LEFT | {"results.parquet"}
+    assert names == LEFT | {"results.parquet", "texts.parquet"}
     records = pq.read_table(found.run_dir / "results.parquet").to_pylist()
     assert records == found.records and list(records[0]) == list(found.records[0])
     assert summarise(records) == found.rows
@@ -430,7 +430,7 @@ def test_wherever_a_comparison_is_interrupted_it_ends_the_same(files: Path, tmp_
     assert attempts >= 19
     assert_alike(found, undisturbed)
     left = [{path.name for path in (tmp_path / name).iterdir()} for name in ("whole", "often")]
-    assert left[0] == left[1] == LEFT | {"results.parquet"}
+    assert left[0] == left[1] == LEFT | {"results.parquet", "texts.parquet"}
 
 
 @pytest.mark.parametrize("saves", [3, 12])
@@ -491,3 +491,82 @@ def test_settings_that_a_comparison_does_not_use_are_refused(name: str, setting:
         ValidationError, match=rf"generate\.{name} is not used by a comparison; leave it out, or make"
     ):
         CompareConfig.model_validate(given)
+
+
+# ---- the texts
+
+
+def texts_of(found: Comparison) -> dict[tuple[str, int, int], dict[str, list[str]]]:
+    """By set and label."""
+    sets: dict[tuple[str, int, int], dict[str, list[str]]] = {}
+    for row in pq.read_table(found.run_dir / "texts.parquet").to_pylist():
+        own = sets.setdefault((row["method"], row["budget"], row["data_seed"]), {})
+        own.setdefault(row["label"], []).append(row["text"])
+        assert row["weight"] is None
+    return sets
+
+
+def test_texts_are_kept_but_for_real_rows(whole: Any, files: Path) -> None:
+    sets = texts_of(whole[0])
+    names = [name for name in MOST if METHODS[name].kind != "real"]
+    assert set(sets) == {(name, budget, seed) for name in names for budget in (2, 3) for seed in (0, 1)}
+    assert {(label, len(texts)) for (_, n, _), own in sets.items() for label, texts in own.items()} == {
+        (name, n) for (_, n, _) in sets for name in NAMES
+    }
+    made, kept = arena(settings(files, methods=["selection"], budgets=[2, 3], seeds=1))
+    made.run(Counting())
+    assert kept.texts(0, "selection-3") == [sets["selection", 3, 0][name] for name in NAMES]
+    rows = {text for label in (0, 1) for text in load_data(str(files / "film.jsonl")).texts_of(label)}
+    assert not rows & {text for own in sets.values() for texts in own.values() for text in texts}
+
+
+def test_texts_of_another_comparison_are_trained_on_as_they_are(
+    whole: Any, everything: CompareConfig, files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same trainings give the same records, and no text is made; real rows are drawn again."""
+    names = ("search", "lm_random", "real_random")
+    few = {"methods": names, "texts_from": str(whole[0].run_dir), "path": False}
+    for method in names[:2]:
+        monkeypatch.setitem(METHODS, method, SimpleNamespace(**vars(METHODS[method]) | {"make": None}))
+    monkeypatch.setattr(runner, "measure", None)
+    found = gradmm.compare(everything.model_copy(update=few), tmp_path / "again")
+    expected = [one for one in whole[0].records if one["method"] in names]
+    assert sorted(map(str, told(found.records))) == sorted(map(str, told(expected)))
+    costs = {(one["method"], one["budget"], one["data_seed"]): one["seconds_texts"] for one in expected}
+    for one in found.records:
+        if one["method"] != "real_random":
+            assert one["seconds_texts"] == costs[one["method"], one["budget"], one["data_seed"]]
+    kept = texts_of(whole[0])
+    assert texts_of(found) == {key: kept[key] for key in kept if key[0] in names}
+    student = everything.train_model or {"model_name_or_path": str(files / "student"), "device": "cpu"}
+    other = gradmm.compare(
+        CompareConfig.model_validate(everything.model_dump() | few | {"train_model": student, "seeds": 1})
+    )
+    assert {one["method"] for one in other.records} == set(names)
+    assert {one["distance"] for one in other.records} <= {one["distance"] for one in expected}
+
+
+def test_texts_that_would_be_others_are_refused(whole: Any, everything: CompareConfig, tmp_path: Path) -> None:
+    run = str(whole[0].run_dir)
+    changed = everything.model_copy(update={"texts_from": run, "budgets": (2,), "real_rows_per_class": 4})
+    with pytest.raises(ConfigError) as caught:
+        gradmm.compare(changed, tmp_path / "again")
+    assert str(caught.value) == (
+        f"texts_from {run!r} holds sets that were made otherwise:\n  largest budget: 3 -> 2\n"
+        "  real_rows_per_class: None -> 4\nset these as they were there, or leave texts_from out"
+    )
+    with pytest.raises(ConfigError) as caught:
+        gradmm.compare(everything.model_copy(update={"texts_from": str(tmp_path)}))
+    assert str(caught.value) == (
+        f"texts_from {str(tmp_path)!r} holds no texts.parquet; give the folder of a comparison that has ended, or "
+        "leave it out to have the texts made"
+    )
+    assert not (tmp_path / "again").exists()
+
+
+def test_texts_that_were_changed_are_refused(files: Path, tmp_path: Path) -> None:
+    config = settings(files, methods=["lm_random"], seeds=1, learning_rates=[0.03])
+    gradmm.compare(config, tmp_path / "run")
+    (tmp_path / "run" / "texts.parquet").write_bytes(b"x")
+    with pytest.raises(RunFolderError, match=r"texts\.parquet is not as the run left it"):
+        gradmm.compare(config.model_copy(update={"texts_from": str(tmp_path / "run")}))

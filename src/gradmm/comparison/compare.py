@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from gradmm.comparison.config import CompareConfig
 from gradmm.comparison.guarantee import PathPoint
 from gradmm.comparison.methods import own_texts
 from gradmm.comparison.runner import Arena, Record
+from gradmm.comparison.sets import RESULTS, TEXTS, as_table, checksum, read_sets
 from gradmm.comparison.summary import Row, summarise
 from gradmm.config import dump_config
 from gradmm.data.checks import check_fits, match_labels
@@ -28,7 +30,6 @@ from gradmm.store import LOG, Resume, RunFolder, as_json
 from gradmm.training.rows import TokenRows, tokenise_data
 from gradmm.training_config import Role
 
-RESULTS = "results.parquet"
 ROLES: tuple[Role, ...] = ("dev", "test")
 
 
@@ -84,9 +85,13 @@ def compare(
     }
     if brought:
         fingerprint["files"] = {name: texts.fingerprint() for name, texts in brought.items()}
+    given = {}
+    if config.texts_from is not None:
+        fingerprint["texts_from"] = checksum(config.texts_from)
+        given = read_sets(config.texts_from, fingerprint, task.label_names)
     with ExitStack() as stack:
         place = output_dir or stack.enter_context(tempfile.TemporaryDirectory())
-        folder = stack.enter_context(RunFolder(place, fingerprint, resume, (RESULTS,)))
+        folder = stack.enter_context(RunFolder(place, fingerprint, resume, (RESULTS, TEXTS)))
         if folder.is_complete:
             log.info("%s is complete; nothing is left to do", folder.path)
             folder.finish()
@@ -94,11 +99,12 @@ def compare(
         with logging_to(folder.path / LOG):
             folder.write_text("config.yaml", dump_config(config))
             folder.write_json("environment.json", describe_environment(lm.device))
-            arena = Arena(config, lm, bound, student, student_task, data, dev, test, folder)
+            arena = Arena(config, lm, bound, student, student_task, data, dev, test, folder, given)
             with (reporter or Reporter()).stage("compare", arena.trainings, "trainings") as stage:
                 records = arena.run(stage)
             path = arena.follow(records) if config.path else []
             found = Comparison(records, summarise(records), path, folder.path if output_dir else None)
+            folder.write(TEXTS, partial(pq.write_table, as_table(arena.written(), task.label_names)))
             _write(folder, found)
         folder.finish()
     return found

@@ -49,6 +49,9 @@ class CompareConfig(SplitsConfig):
     """What is compared; `file:PATH` is a file or run of one's own."""
     budgets: tuple[Annotated[int, Field(ge=1)], ...] = (10, 50)
     """Texts per class."""
+    texts_from: str | None = None
+    """Run folder of a comparison that has ended, of the same rows, writing model and settings of texts: the sets
+    there are not made again, so that another model can be trained on them (`train_model`), or otherwise."""
     real_rows_per_class: int | None = Field(None, ge=1)
     """So few real rows are all there is, other ones for every data seed; None takes all."""
     seeds: int = Field(5, ge=1)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gradmm.checkpoints import Checkpoints, Within
@@ -21,6 +21,7 @@ from gradmm.comparison.guarantee import PathPoint, follow
 from gradmm.comparison.material import Material
 from gradmm.comparison.methods import OURS, Method, TextSet, get_method
 from gradmm.comparison.resources import peak_memory
+from gradmm.comparison.sets import Key
 from gradmm.data.rows import LabelledData
 from gradmm.data.task import BoundTask
 from gradmm.measures import measure
@@ -41,6 +42,11 @@ class Cell:
     method: Method
     budget: int
     seed: int
+
+    @property
+    def key(self) -> Key:
+        """What it is known by in records."""
+        return self.method.name, self.budget, self.seed
 
     @property
     def name(self) -> str:
@@ -67,6 +73,8 @@ class Arena:
     """In the student's tokens."""
     test: TokenRows
     folder: Checkpoints
+    given: Mapping[Key, Record] = field(default_factory=dict)
+    """What another comparison knows of its sets, the texts of some among it: they are not made again."""
 
     def run(self, stage: Stage) -> list[Record]:
         """All records, one for every training that counts: with the learning rate that was chosen."""
@@ -141,18 +149,33 @@ class Arena:
 
     def _texts(self, cell: Cell, material: Material) -> Record:
         """The cell's texts and what they measure, made once."""
-        kept = material.folder.load_state(f"texts-{cell.name}")
+        kept, known = material.folder.load_state(f"texts-{cell.name}"), self.given.get(cell.key, {})
         if kept is not None:
             return kept[1]
+        facts = known if "texts" in known else self._make(cell, material, known)
+        material.folder.save_state(f"texts-{cell.name}", {}, facts)
+        return facts
+
+    def _make(self, cell: Cell, material: Material, known: Record) -> Record:
+        """Makes and measures texts; what is known of them is not measured again."""
         with peak_memory(self.lm.device) as peak:
             seconds = material.prepare(cell.method.needs)
             began = time.monotonic()
             made = cell.method.make(material, cell.budget)
             seconds += time.monotonic() - began
         facts = {"texts": made.texts, "weights": made.weights, "seconds": seconds, "peak_bytes": peak.bytes}
-        facts |= self._measured(cell, made, material)
-        material.folder.save_state(f"texts-{cell.name}", {}, facts)
-        return facts
+        measured = known or self._measured(cell, made, material)
+        return facts | {name: measured[name] for name in ("distance", "log_perplexity")}
+
+    def written(self) -> Iterator[tuple[Key, Record]]:
+        """All sets but those of real rows, once the comparison has run."""
+        for seed in range(self.config.seeds):
+            folder = Within(self.folder, f"seed-{seed:03d}")
+            for cell in self._cells(seed):
+                kept = folder.load_state(f"texts-{cell.name}")
+                assert kept is not None, "every set has been made"
+                if cell.method.kind != "real":
+                    yield cell.key, kept[1]
 
     def _measured(self, cell: Cell, made: TextSet, material: Material) -> Record:
         if cell.method.name == "real_all":
