@@ -55,7 +55,7 @@ def slowly(log_probs, labels):
 
 def check(found, expected):
     for name in ("accuracy", "macro_f1", "calibration_error", "loss"):
-        assert getattr(found, name) == pytest.approx(expected[name], abs=1e-6), name
+        assert getattr(found, name) == pytest.approx(expected[name], rel=1e-6, abs=1e-6), name
     assert found.rows == expected["rows"]
     assert [list(row) for row in found.confusion] == expected["confusion"]
     for mine, theirs in zip(found.class_accuracy, expected["class_accuracy"], strict=True):
