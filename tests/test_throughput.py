@@ -161,8 +161,11 @@ def test_every_architecture_can_be_counted(each_tiny_lm):
 
 
 def test_a_peak_counts_a_multiplication_and_an_addition(monkeypatch):
-    monkeypatch.setattr("gradmm.throughput._fastest", lambda work, device, clock: 0.5)
+    seconds = {512: 0.01, 1024: 0.08, 2048: 0.5}
+    monkeypatch.setattr("gradmm.throughput._fastest", lambda work, *given: seconds[len(work.args[0])])
     assert matrix_peak(torch.device("cpu"), torch.float32) == 2 * 2048**3 / 0.5
+    seconds |= {512: 0.2, 1024: 0}
+    assert matrix_peak(torch.device("cpu"), torch.bfloat16) == 2 * 512**3 / 0.2, "larger ones would take too long"
     assert Rate("x", 4, 100.0, 2.0, 200.0).share == 0.25
 
 
@@ -172,7 +175,9 @@ def test_doctor_says_how_fast_the_machine_is(run):
     assert (outcome.code, outcome.err) == (0, "")
     lines = [line[6:] for line in outcome.out.splitlines() if line.startswith("  ok  ")]
     speed = [line.split(maxsplit=1)[1] for line in lines if line.startswith("speed")]
-    assert re.fullmatch(r"products of large matrices at [\d,]+ GFLOP/s in float32, .*bfloat16", speed[0])
+    assert re.fullmatch(
+        r"products of large matrices at [\d,]+ GFLOP/s in float32, .* at [\d,]+(\.\d)? in bfloat16", speed[0]
+    )
     assert [line.partition(":")[0] for line in speed[1:]] == [GRADIENTS, READABILITY, WRITING]
     assert all(re.search(r"[\d.,]+ texts a second, [\d,]+ GFLOP/s, \d+% of that$", line) for line in speed[1:])
     assert re.fullmatch(r"time +about [\d.e+]+ (seconds|minutes|hours) on this machine, .*", lines[-1])

@@ -218,7 +218,7 @@ def _describe_peak(model: LanguageModel, peak: float) -> str:
     beside = matrix_peak(model.device, other)
     return (
         f"products of large matrices at {peak / 1e9:,.0f} GFLOP/s in {_name(model.dtype)}, the model's own, "
-        f"and at {beside / 1e9:,.0f} in {_name(other)}"
+        f"and at {beside / 1e9:,.{0 if beside >= 1e10 else 1}f} in {_name(other)}"
     )
 
 

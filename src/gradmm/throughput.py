@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -26,8 +27,9 @@ from gradmm.workload import GRADIENTS, READABILITY, TUNING, UPDATE, WRITING, Wor
 
 _TRIES = 3
 _LONG = 5.0  # seconds, beside which warming up is nothing
-_SIDE = {"cpu": 2048}  # of square matrices that are large enough for the peak
+_SIDES = {"cpu": (512, 1024, 2048)}  # of square matrices; the last ones are large enough for the peak
 _LARGE_SIDE = 8192
+_SLOW = 0.1  # seconds of a product, where a larger one would show nothing more
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,23 @@ class Rate:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:
-    """FLOP/s of the product of two large square matrices.
+    """FLOP/s of the product of two large square matrices: less large ones where they already take long.
+
+    A processor without bfloat16 takes a hundred times as long for it, and its peak is as low at any size.
 
     Args:
         device: where.
         dtype: of the matrices.
         clock: seconds of what; `time.process_time` leaves out what other programs took from one thread.
     """
-    side = _SIDE.get(device.type, _LARGE_SIDE)
-    a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2.0 * side**3 / _fastest(lambda: torch.mm(a, b), device, clock)
+    peak = 0.0
+    for side in _SIDES.get(device.type, (_LARGE_SIDE,)):
+        a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+        seconds = _fastest(partial(torch.mm, a, b), device, clock)
+        peak = max(peak, 2.0 * side**3 / seconds)
+        if seconds > _SLOW:
+            break
+    return peak
 
 
 def measure_rates(lm: LanguageModel, task: BoundTask, config: GenerateConfig) -> Iterator[Rate]:
