@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from gradmm.config import (
     dump_config,
     load_config,
     parse_config,
-    share_out,
 )
 from gradmm.data.presets import get_task
 from gradmm.errors import ConfigError, TaskError
@@ -284,30 +282,6 @@ def test_a_ready_made_task_is_taken_by_name() -> None:
 
 
 # ---- how many texts
-
-
-@pytest.mark.parametrize(
-    ("total", "weights", "shares"),
-    [
-        (10, (1, 1), (5, 5)),
-        (10, (3, 1), (8, 2)),
-        (7, (1, 1, 1), (3, 2, 2)),
-        (6, (1000, 1, 1), (4, 1, 1)),
-        (3, (10**9, 1, 1), (1, 1, 1)),
-        (100, (50, 30, 20), (50, 30, 20)),
-    ],
-)
-def test_texts_are_shared_out_in_proportion(total: int, weights: tuple[int, ...], shares: tuple[int, ...]) -> None:
-    assert share_out(total, weights) == shares
-
-
-@given(st.lists(st.integers(1, 10**6), min_size=2, max_size=30), st.integers(1, 50))
-def test_shares_are_whole_add_up_and_keep_the_order(weights: list[int], each: int) -> None:
-    shares = share_out(each * len(weights), weights)
-    assert sum(shares) == each * len(weights)
-    assert min(shares) >= 1
-    for a, b in itertools.pairwise(sorted(range(len(weights)), key=lambda c: (weights[c], shares[c]))):
-        assert shares[a] <= shares[b]
 
 
 def test_texts_per_class_are_equal_listed_or_proportional() -> None:

@@ -13,11 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from gradmm.class_counts import check_listed, share_out
 from gradmm.data.presets import get_task
 from gradmm.data.sources import DataConfig
 from gradmm.data.task import Task
 from gradmm.data.vocabulary import BanConfig
-from gradmm.errors import ConfigError, closest, listed, nearest
+from gradmm.errors import ConfigError, closest, nearest
 from gradmm.gradients.distances import DistanceConfig
 from gradmm.gradients.spaces import SpaceConfig
 from gradmm.labelling import LabelCheckConfig
@@ -181,38 +182,12 @@ class GenerateConfig(BaseModel):
             rows = [int(count) for count in public] if public else None
         wanted = self.texts_per_class
         if isinstance(wanted, dict):
-            _check_listed(wanted, label_names)
+            check_listed(wanted, label_names)
             return tuple(wanted[name] for name in label_names)
         if self.class_balance == "equal":
             return (wanted,) * len(label_names)
         assert rows is not None, "proportional to what?"
         return share_out(wanted * len(label_names), rows)
-
-
-def share_out(total: int, weights: Sequence[int]) -> tuple[int, ...]:
-    """Shares of a total in proportion to weights (largest remainders, earlier classes first), each at least 1."""
-    shares, large = [1] * len(weights), list(range(len(weights)))
-    exact: dict[int, float] = {}
-    while len(exact) < len(large):  # what is left when small classes have got their one, until none is small
-        rest, weight = total - len(weights) + len(large), sum(weights[c] for c in large)
-        exact = {c: rest * weights[c] / weight for c in large if rest * weights[c] >= weight}
-        if len(exact) < len(large):
-            large, exact = list(exact), {}
-    for c, share in exact.items():
-        shares[c] = int(share)
-    by_remainder = sorted(large, key=lambda c: shares[c] - exact[c])
-    for c in by_remainder[: total - sum(shares)]:
-        shares[c] += 1
-    return tuple(shares)
-
-
-def _check_listed(listed_texts: Mapping[str, int], label_names: Sequence[str]) -> None:
-    for name in listed_texts:
-        if name not in label_names:
-            raise ConfigError(f"texts_per_class lists {name!r}, which is no class{nearest(name, label_names)}")
-    missing = [name for name in label_names if name not in listed_texts]
-    if missing:
-        raise ConfigError(f"texts_per_class lists no number for {listed(missing)}; give one for every class")
 
 
 class ConfigOfRun(BaseModel):
