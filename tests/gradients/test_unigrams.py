@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradmm.data.vocabulary import bare_starts
-from gradmm.gradients.target import ClassTarget, class_target
+from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
 from gradmm.gradients.unigrams import UnigramCounter, Unigrams
 from gradmm.memory import BatchLimit
 
@@ -88,7 +88,9 @@ def test_a_target_has_them_if_asked_for_and_keeps_them(tiny_lm, tiny_task, rows)
     assert plain.unigrams is None and ClassTarget.from_tensors(plain.tensors()).unigrams is None
     assert torch.equal(own.materialised()[0], plain.materialised()[0])
     read = ClassTarget.from_tensors(own.tensors()).unigrams
-    for found in (own.unigrams, read):
+    (centred,) = ReleasedTarget((own,)).centred().classes
+    assert not torch.equal(centred.materialised()[0], own.materialised()[0])
+    for found in (own.unigrams, read, centred.unigrams):
         assert isinstance(found, Unigrams)
         assert found.share_V.tolist() == counted(task, texts).share_V.tolist()
         assert found.floor == counted(task, texts).floor

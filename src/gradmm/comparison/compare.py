@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from gradmm.data.checks import check_fits, match_labels
 from gradmm.data.sources import LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
 from gradmm.environment import describe_environment
-from gradmm.models import load_model
+from gradmm.models import LanguageModel, load_model
 from gradmm.progress import Reporter, log, logging_to
 from gradmm.store import LOG, Resume, RunFolder, as_json
 from gradmm.training.rows import TokenRows, tokenise_data
@@ -76,15 +77,7 @@ def compare(
     for rows in (data, *brought.values()):
         check_fits(student_task, rows)
     dev, test = (_rows(student_task, task, others[role]) for role in ROLES)
-    fingerprint = {
-        "gradmm": version("gradmm"),
-        "settings": config.model_dump(mode="json", exclude={"model", "train_model"}),
-        "model": lm.fingerprint(),
-        "train_model": student.fingerprint(),
-        "data": {"train": data.fingerprint()} | {role: own.fingerprint() for role, own in others.items()},
-    }
-    if brought:
-        fingerprint["files"] = {name: texts.fingerprint() for name, texts in brought.items()}
+    fingerprint = _fingerprint(config, lm, student, {"train": data} | others, brought)
     given = {}
     if config.texts_from is not None:
         fingerprint["texts_from"] = checksum(config.texts_from)
@@ -108,6 +101,24 @@ def compare(
             _write(folder, found)
         folder.finish()
     return found
+
+
+def _fingerprint(
+    config: CompareConfig,
+    lm: LanguageModel,
+    student: LanguageModel,
+    data: Mapping[str, LabelledData],
+    brought: Mapping[str, LabelledData],
+) -> dict[str, Any]:
+    """What a comparison depends on."""
+    files = {name: texts.fingerprint() for name, texts in brought.items()}
+    return {
+        "gradmm": version("gradmm"),
+        "settings": config.model_dump(mode="json", exclude={"model", "train_model"}),
+        "model": lm.fingerprint(),
+        "train_model": student.fingerprint(),
+        "data": {role: own.fingerprint() for role, own in data.items()},
+    } | ({"files": files} if files else {})
 
 
 def _rows(task: BoundTask, names: Task, data: LabelledData) -> TokenRows:
