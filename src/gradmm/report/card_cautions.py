@@ -11,9 +11,9 @@ from gradmm.report.read import LEDGER, Texts
 
 _MEANINGS = {str(name): meaning for name, meaning in MEANINGS.items()}
 _NOT_PRIVATE = (
-    "**This data set is not private.** The real rows were used without noise to choose these texts and to change "
-    "them, so texts may repeat real ones in part, and whoever has the texts may learn something of single rows. "
-    "Nothing here measures how much."
+    "**This data set is not private.** The real rows were used without noise to steer the words of these texts, "
+    "to choose them and to change them, so texts may repeat real ones in part, and whoever has the texts may "
+    "learn something of single rows. Nothing here measures how much."
 )
 _TEST_NOISE = "**This data set is NOT PRIVATE**: the noise of its release was a test's, which can be repeated."
 _RELEASED = (
