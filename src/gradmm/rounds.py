@@ -85,7 +85,7 @@ def _count(search: Search, texts: Sequence[str], form: Form) -> Unigrams:
     counter = UnigramCounter(search.task, len(search.runner.allowed_V))
     fitted = (search.fitted(text, form) for text in texts)
     counter.add(search.task.texts_ids([text for text in fitted if text is not None]))
-    return counter.mean()
+    return counter.mean(fewest_rows=1)  # what the writer wrote is nobody's row
 
 
 class _Round:

@@ -37,7 +37,7 @@ from gradmm.seeds import make_generator
 from gradmm.solvers.forms import Form
 from gradmm.solvers.initial import write_texts
 from gradmm.solvers.kernels import FactorKernel, SimilarityKernel
-from gradmm.solvers.pool import Candidate, Pool, fit
+from gradmm.solvers.pool import Candidate, Pool, fit, most_repeats
 from gradmm.solvers.refinement import FRESH, RefinementState, Refiner
 from gradmm.solvers.relabelling import Checked, relabel
 from gradmm.solvers.selection import Candidates, Selected, fit_weights, select
@@ -164,6 +164,9 @@ class Search:
     def fitted(self, text: str, form: Form) -> str | None:
         """The text in a form, as a candidate; None if it cannot be one."""
         kept = fit(self.task, text, self.runner.allowed_V, self.config.lengths.max_tokens)
+        most = self.config.pool.max_repeats
+        if kept is not None and most is not None and most_repeats(kept) > most:
+            return None
         formed = "" if kept is None else form(kept)
         # Once more where the form changed it: it may have more tokens now, and end in a full stop where it is cut.
         return kept if kept is None or formed == kept else self.fitted(formed, form)
@@ -360,6 +363,7 @@ class Search:
             lambda *purpose: make_generator(config.seed, "refine", group[0], *purpose),
             nll_free,
             form,
+            config.pool.max_repeats,
         )
         name = f"refined-{group[0]:06d}"
         kept = folder.load_state(name)

@@ -42,6 +42,14 @@ def test_shares_are_means_over_texts_of_what_three_of_them_hold(tiny_lm, tiny_ta
     assert 0 < sum(found.share_V > 0) < len({token for ids in task.texts_ids(TEXTS) for token in ids})
 
 
+def test_a_single_text_counts_where_it_may(tiny_lm, tiny_task):
+    task = tiny_task(tiny_lm("gpt2"))
+    counter = UnigramCounter(task, 120)
+    counter.add(task.texts_ids(TEXTS[:1]))
+    assert counter.mean().share_V.sum() == 0
+    assert counter.mean(fewest_rows=1).share_V.sum() == pytest.approx(1)
+
+
 def test_shares_are_what_rows_decide_of_the_gradient_by_a_bias_of_the_head(tiny_lm, tiny_task):
     """Of a text's mean next-token loss; the rest is the model's own probabilities."""
     lm = tiny_lm("llama")

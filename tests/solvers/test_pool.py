@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradmm.solvers.pool import Pool, clean, fit, word_pairs
+from gradmm.solvers.pool import Pool, clean, fit, most_repeats, word_pairs
 
 UNTOUCHED = [
     'I didn\'t like it... "really", she said; (50% off) — it\u2019s “fine” & <b>!',
@@ -230,3 +230,20 @@ def test_no_two_of_the_kept_are_alike():
     pairs = list(map(word_pairs, kept))
     assert len(kept) > 10
     assert all(len(a & b) / len(a | b) < 0.6 for a, b in itertools.combinations(pairs, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [
+        ("very good", 1),
+        ("It was bad bad bad.", 3),
+        ("Very, very (VERY) good", 3),
+        ("no . no . no .", 1),
+        ("it was it was it was", 1),
+        ("... ! !", 0),
+        ("", 0),
+        ("очень Очень плохо", 2),
+    ],
+)
+def test_how_often_a_word_stands_in_a_row(text, most):
+    assert most_repeats(text) == most

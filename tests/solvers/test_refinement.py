@@ -18,6 +18,7 @@ from gradmm.gradients.target import compute_target
 from gradmm.memory import BatchLimit
 from gradmm.seeds import make_generator
 from gradmm.solvers import refinement
+from gradmm.solvers.pool import most_repeats
 from gradmm.solvers.refinement import FRESH, RefinementConfig, RefinementState, Refiner
 from solver_oracles import distance_slowly, log_perplexity_slowly, mean_gradient, next_logits, text_gradient
 
@@ -54,6 +55,7 @@ def refining(tiny_lm, tiny_task):
         free=FREE,
         labels=ONE,
         prompts=(),
+        max_repeats=None,
         **settings,
     ):
         lm = tiny_lm(kind)
@@ -77,6 +79,7 @@ def refining(tiny_lm, tiny_task):
             limit or BatchLimit(),
             lambda *purpose: make_generator(seed, *purpose),
             free,
+            max_repeats=max_repeats,
         )
         return lm, task, refiner
 
@@ -276,6 +279,17 @@ def test_changed_texts_are_one_token_away_new_to_the_set_and_no_longer(refining)
 
 
 # ---- proposals
+
+
+def test_no_change_says_a_word_too_often_in_a_row(refining):
+    """Where it may, some do."""
+    texts = ["The film is great great", "The end is bad bad"]
+    most = {}
+    for max_repeats in (None, 2):
+        _, _, refiner = refining("gpt2", proposals=112, labels=(0, 0), max_repeats=max_repeats)
+        places = [(i, t) for i in (0, 1) for t in (1, 2, 3)]
+        most[max_repeats] = {most_repeats(text) for *_, text in refiner._propose(refiner.init(texts), places)}
+    assert max(most[None]) == 3 and max(most[2]) == 2
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "phi", "llama", "gemma2"])

@@ -31,7 +31,7 @@ class Unigrams:
     """Shares of tokens in texts of one class."""
 
     share_V: Tensor
-    """Mean over texts of each token's share of the text, float64; 0 of those in fewer than `FEWEST_ROWS` texts."""
+    """Mean over texts of each token's share of the text, float64; 0 of tokens that too few texts hold."""
     floor: float
     """Shares well below it are not told apart: of how few tokens they were counted decides."""
 
@@ -75,7 +75,11 @@ class UnigramCounter:
             self._rows += 1
             self._tokens += len(ids)
 
-    def mean(self) -> Unigrams:
-        """Of all texts that were added; nothing of none."""
+    def mean(self, fewest_rows: int = FEWEST_ROWS) -> Unigrams:
+        """Of all texts that were added; nothing of none.
+
+        Args:
+            fewest_rows: texts that a token has to stand in; 1 counts all, where nobody is told of by it.
+        """
         share_V = self._share_V / max(1, self._rows)
-        return Unigrams(share_V.masked_fill(self._rows_V < FEWEST_ROWS, 0.0), _FLOOR + 1 / max(1, self._tokens))
+        return Unigrams(share_V.masked_fill(self._rows_V < fewest_rows, 0.0), _FLOOR + 1 / max(1, self._tokens))

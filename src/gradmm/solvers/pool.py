@@ -13,7 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
@@ -45,6 +45,8 @@ class PoolConfig(BaseModel):
     """Labelled files, folders or runs whose texts are candidates too."""
     near_duplicate: float = Field(0.8, gt=0, le=1)
     """Of two texts that share this part of their words (Jaccard index of word pairs) or more, one is kept."""
+    max_repeats: int | None = Field(2, ge=1)
+    """A text that says a word more often than this in a row is no candidate; None takes all."""
     forms: tuple[str, ...] = Field(
         (
             AS_WRITTEN,
@@ -115,6 +117,15 @@ def _cut(task: BoundTask, text: str, max_tokens: int) -> tuple[str, list[int]]:
             break
         kept, kept_ids = text[: match.end()], ids
     return kept, kept_ids
+
+
+def most_repeats(text: str) -> int:
+    """How often a word stands in a row, at most: 3 in "very, very, very good". Case and punctuation play no part.
+
+    Words are what stands between spaces; a mark alone is none, so that "." between two words parts them.
+    """
+    words = ("".join(filter(str.isalnum, word)) or word for word in text.casefold().split())
+    return max((len(list(run)) for word, run in groupby(words) if word.isalnum()), default=0)
 
 
 class _Parts(dict[int, str]):

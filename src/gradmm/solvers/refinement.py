@@ -35,6 +35,7 @@ from gradmm.gradients.target import ClassTarget
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.solvers.forms import Form
+from gradmm.solvers.pool import most_repeats
 
 FRESH = 10  # steps after which everything is computed anew; a state kept at such a step goes on to the same end
 _GAIN = 1e-9  # what a change has to gain to be more than rounding
@@ -125,6 +126,7 @@ class Refiner:
         make_generator: a random generator for a purpose.
         nll_free: mean log-perplexity of a set that costs nothing, where the given set has no less.
         form: of the texts, which changed ones keep.
+        max_repeats: as of the pool; None lets a changed text say a word any number of times in a row.
     """
 
     def __init__(
@@ -141,8 +143,10 @@ class Refiner:
         make_generator: Callable[..., torch.Generator],
         nll_free: float = 0.0,
         form: Form = Form(),
+        max_repeats: int | None = None,
     ) -> None:
         self.nll_free, self.form = nll_free, form
+        self.max_repeats = math.inf if max_repeats is None else max_repeats
         self.lm, self.task, self.labels, self.config = lm, task, list(labels), config
         self.limit, self.make_generator = limit, make_generator
         self.target, self.space = target, space
@@ -233,7 +237,7 @@ class Refiner:
             logits_V[row[t]] = -torch.inf
             for token in self._draw(logits_V, generator):
                 text = self.form(self.task.decode([*row[:t], token, *row[t + 1 :]]))
-                if text and text not in seen:
+                if text and text not in seen and most_repeats(text) <= self.max_repeats:
                     seen.add(text)
                     drawn.append((i, len(row), text))
         again = self.task.texts_ids([text for _, _, text in drawn])
