@@ -16,6 +16,7 @@ from functools import cached_property
 
 from gradmm.checkpoints import Checkpoints
 from gradmm.data.task import continuation_ids
+from gradmm.data.vocabulary import word_tokens
 from gradmm.decoding import PromptCache
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.gradients.unigrams import UnigramCounter, Unigrams
@@ -23,7 +24,7 @@ from gradmm.progress import Stage
 from gradmm.search import Search, Sources
 from gradmm.seeds import make_generator
 from gradmm.solvers.forms import Form
-from gradmm.solvers.tilting import Tilt, word_tokens, written_as
+from gradmm.solvers.tilting import Tilt, written_as
 from gradmm.training.writer import Example, tune_writer
 
 WRITER = "writer"  # how its texts are marked

@@ -12,8 +12,17 @@ from pydantic import ValidationError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from gradmm.data.vocabulary import BanConfig, allowed_tokens, bare_starts, sentence_ends, token_strings
+from gradmm.data.vocabulary import (
+    BanConfig,
+    allowed_tokens,
+    bare_starts,
+    sentence_ends,
+    token_strings,
+    word_tokens,
+)
 from gradmm.errors import ConfigError
+from tiny_models import make_tokenizer
+from tiny_tokenizers import TOKENIZERS
 
 HOLE = 30
 """An id that no token has."""
@@ -204,3 +213,18 @@ def test_counterparts_of_the_packaged_tokenizer(demo_lm):
     assert mask_V.sum() > 500
     for index in mask_V.nonzero()[:, 0].tolist():
         assert strings[ids_V[index]] == " " + strings[index] and strings[index][0].isalpha()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_words_are_what_opens_with_a_space_and_letters(name):
+    tokenizer = TOKENIZERS[name]()
+    strings = token_strings(tokenizer)
+    marked = {strings[i] for i in word_tokens(tokenizer, len(strings) + 5).nonzero()[:, 0].tolist()}
+    assert marked == {text for text in strings if text[:1] == " " and text[1:].replace("'", "").isalpha()}
+
+
+def test_letters_without_case_are_words_wherever_they_stand():
+    tokenizer = make_tokenizer(sentences=("電影很好", "電影很壞", "電影"), tokens=160)
+    strings = token_strings(tokenizer)
+    marked = {strings[i] for i in word_tokens(tokenizer, len(strings)).nonzero()[:, 0].tolist()}
+    assert "電影" in marked and not any(text[-1].isascii() for text in marked if not text.startswith(" "))

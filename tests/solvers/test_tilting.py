@@ -1,16 +1,14 @@
-"""`gradmm.solvers.tilting`: what is added to logits, against closed forms; which tokens it is added to."""
+"""`gradmm.solvers.tilting`: what is added to logits, against closed forms."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from gradmm.data.vocabulary import token_strings
 from gradmm.gradients.unigrams import Unigrams
 from gradmm.solvers.forms import Form
-from gradmm.solvers.tilting import Tilt, word_tokens, written_as
+from gradmm.solvers.tilting import Tilt, written_as
 from tiny_models import make_tokenizer
-from tiny_tokenizers import TOKENIZERS
 
 SIZE = 6
 WANTED = Unigrams(torch.tensor([0.3, 0.2, 0.1, 0.4, 0.0, 0.0], dtype=torch.float64), 1e-4)
@@ -57,21 +55,6 @@ def test_a_token_is_tilted_as_the_one_that_it_becomes_and_only_words_are():
     one.learn(Unigrams(torch.full((SIZE,), 1 / SIZE, dtype=torch.float64), 1e-4))
     assert one.bias_V[0] == one.bias_V[1] != 0
     assert one.bias_V[3] > 0 and one.bias_V[[2, 4, 5]].tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_words_are_what_opens_with_a_space_and_letters(name):
-    tokenizer = TOKENIZERS[name]()
-    strings = token_strings(tokenizer)
-    marked = {strings[i] for i in word_tokens(tokenizer, len(strings) + 5).nonzero()[:, 0].tolist()}
-    assert marked == {text for text in strings if text[:1] == " " and text[1:].replace("'", "").isalpha()}
-
-
-def test_letters_without_case_are_words_wherever_they_stand():
-    tokenizer = make_tokenizer(sentences=("電影很好", "電影很壞", "電影"), tokens=160)
-    strings = token_strings(tokenizer)
-    marked = {strings[i] for i in word_tokens(tokenizer, len(strings)).nonzero()[:, 0].tolist()}
-    assert "電影" in marked and not any(text[-1].isascii() for text in marked if not text.startswith(" "))
 
 
 def test_upper_case_becomes_the_token_in_lower_case():

@@ -18,6 +18,7 @@ from gradmm.errors import ConfigError
 _UNDECODABLE = "\ufffd"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SENTENCE_ENDS = (".", "!", "?")
+_APOSTROPHES = str.maketrans("", "", "'\u2019")
 
 
 class BanConfig(BaseModel):
@@ -75,6 +76,16 @@ def sentence_ends(tokenizer: Any, vocab_size: int) -> Tensor:
     mask_V = torch.zeros(vocab_size, dtype=torch.bool)
     for index, string in enumerate(token_strings(tokenizer)[:vocab_size]):
         mask_V[index] = string.strip() in _SENTENCE_ENDS
+    return mask_V
+
+
+def word_tokens(tokenizer: Any, vocab_size: int) -> Tensor:
+    """Marks the tokens that open a word: a space and letters, or letters of a script without case (V,)."""
+    mask_V = torch.zeros(vocab_size, dtype=torch.bool)
+    for index, string in enumerate(token_strings(tokenizer)[:vocab_size]):
+        letters = string.strip().translate(_APOSTROPHES)
+        opens = string.startswith(" ") or unicodedata.category(letters[:1] or " ") == "Lo"
+        mask_V[index] = opens and letters.isalpha()
     return mask_V
 
 

@@ -11,7 +11,6 @@ Shape suffixes: V vocabulary.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,6 @@ from gradmm.gradients.unigrams import Unigrams
 from gradmm.solvers.forms import Form
 
 _MOST = 3.0  # nats; a word that is 20 times as probable is written everywhere
-_APOSTROPHES = str.maketrans("", "", "'\u2019")
 
 
 class Tilt:
@@ -31,7 +29,7 @@ class Tilt:
 
     Args:
         wanted: shares of tokens in the class's real rows, as released.
-        words_V: tokens that are tilted; see `word_tokens`.
+        words_V: tokens that are tilted; see `data.vocabulary.word_tokens`.
         written_as_V: for each token, the one that it becomes in the form of writing.
         step: how far each round goes.
     """
@@ -50,16 +48,6 @@ class Tilt:
         """The bias now, float32."""
         own_V = self._bias_V.clamp(-_MOST, _MOST)[self._written_as_V]
         return own_V.masked_fill(~self._words_V, 0.0).float()
-
-
-def word_tokens(tokenizer: Any, vocab_size: int) -> Tensor:
-    """Marks the tokens that open a word: a space and letters, or letters of a script without case (V,)."""
-    mask_V = torch.zeros(vocab_size, dtype=torch.bool)
-    for index, string in enumerate(token_strings(tokenizer)[:vocab_size]):
-        letters = string.strip().translate(_APOSTROPHES)
-        opens = string.startswith(" ") or unicodedata.category(letters[:1] or " ") == "Lo"
-        mask_V[index] = opens and letters.isalpha()
-    return mask_V
 
 
 def written_as(tokenizer: Any, vocab_size: int, form: Form) -> Tensor:
