@@ -226,7 +226,7 @@ def test_the_metrics_say_what_was_spent_and_that_distances_are_to_a_noisy_target
         "row",
     )
     assert private["noise_multiplier"] == spend["event"]["noise_multiplier"] and private["clip"] == spend["bound"]
-    numbers = 2 * (32 + 1)  # two verbalisers, of whose bias the centre is made
+    numbers = 32 + 1  # of one contrast of two verbalisers, with the bias that the centre is made of
     assert private["divisors"] == [1000, 1000] and private["dimension"] == numbers
     assert spend["dimension"] == 2 * numbers
     assert private["noise_norm"] == pytest.approx(private["noise_multiplier"] * numbers**0.5 / 1000)
@@ -239,15 +239,15 @@ def test_the_plan_is_said_before_anything_is_spent(
     tiny_lm: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "gradmm"), pytest.raises(KeyboardInterrupt):
-        make(tiny_lm("gpt2"), FEW, tmp_path / "run", StopAt("pool"), privacy=PRIVACY | {"num_rows": 20})
+        make(tiny_lm("gpt2"), FEW, tmp_path / "run", StopAt("pool"), privacy=PRIVACY | {"num_rows": 14})
     assert verify(tmp_path / "run").spends == ()
     told = (tmp_path / "run" / "run.log").read_text()
     assert told.startswith("Promise: epsilon 3, delta 1e-05, per row, add_or_remove_one: ")
     assert "\nPlan: target with noise multiplier " in told and "\nCost: epsilon " in told
-    assert "\nSignal to noise: at most 0.8" in told and "of 66 numbers" in told
+    assert "\nSignal to noise: at most 0.8" in told and "of 33 numbers" in told
     warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert warned[0] == "The target drowns in the noise; what brings the ratio to 4:"
-    assert any("rows per class instead of 10" in line for line in warned)
+    assert any("rows per class instead of 7" in line for line in warned)
 
 
 def test_where_the_lms_own_texts_disagree_the_ratio_that_is_told_is_lower(

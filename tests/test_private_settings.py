@@ -28,15 +28,19 @@ from gradmm.training.writer import WriterConfig
 from private_tools import BUDGET, COMMAND, FEW, PRIVACY, RELATION, ROWS, config, make
 from test_pipeline import Idle
 
+SMALL = ("verbaliser", "contrasts", "whitened")
+
 # ---- settings
 
 
 def test_private_defaults_give_way_to_what_is_given() -> None:
     private = config(space={"rank": 8})
-    assert (private.space, private.references) == (SpaceConfig(maps=("verbaliser", "whitened"), rank=8), "lm")
+    assert (private.space, private.references) == (SpaceConfig(maps=SMALL, rank=8), "lm")
     assert config(space={"maps": []}).space.maps == ()
     assert config(space=SpaceConfig(maps=("sketch",))).space.maps == ("sketch",)
     assert config(space=SpaceConfig(rank=8)).space == private.space
+    for whole in ({"loss": "vocabulary"}, SpaceConfig(loss="vocabulary")):  # whose gradients have no contrasts
+        assert config(space=whole).space.maps == ("verbaliser", "whitened")
     assert config(references=False).references is False
     assert (private.writer.unigram_step, private.tilts) == (0, False)
     assert config(writer=WriterConfig(rounds=2)).writer == WriterConfig(rounds=2, unigram_step=0)

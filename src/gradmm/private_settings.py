@@ -13,13 +13,16 @@ from pydantic import BaseModel
 
 from gradmm.data.rows import DataConfig
 from gradmm.errors import ConfigError
-from gradmm.gradients.spaces import MapName, SpaceConfig
+from gradmm.gradients.spaces import LossName, MapName, SpaceConfig
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.solvers.pool import PoolConfig
 from gradmm.training.writer import WriterConfig
 
-MAPS: tuple[MapName, ...] = ("verbaliser", "whitened")
-"""The space where none is named: small, so that the target stands out of the noise, whatever the loss."""
+MAPS: dict[LossName, tuple[MapName, ...]] = {
+    "verbalisers": ("verbaliser", "contrasts", "whitened"),
+    "vocabulary": ("verbaliser", "whitened"),
+}
+"""The space of a loss where none is named: small, so that the target stands out of the noise."""
 LM_ALONE = "lm"
 """References where none are named: those that no real row has a part in."""
 
@@ -45,8 +48,12 @@ def with_private_defaults(given: Any) -> Any:
     """Settings as they were given, with what a private run takes by default where nothing is."""
     if not isinstance(given, dict) or given.get("privacy") is None:
         return given
+    space = given.get("space")
+    loss = space.get("loss") if isinstance(space, Mapping) else getattr(space, "loss", None)
     others = {
-        "space": _with_default(SpaceConfig, given.get("space"), "maps", MAPS),
+        "space": _with_default(
+            SpaceConfig, space, "maps", MAPS["vocabulary" if loss == "vocabulary" else "verbalisers"]
+        ),
         "writer": _with_default(WriterConfig, given.get("writer"), "unigram_step", 0.0),
     }
     return {"references": LM_ALONE, **given, **others}

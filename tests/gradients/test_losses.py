@@ -338,7 +338,10 @@ def test_a_space_is_fitted_with_a_loss_that_is_calibrated_on_what_the_lm_wrote(t
 # ---- the run folder
 
 
-@pytest.mark.parametrize("maps", [(), ("whitened",), ("verbaliser", "whitened", "sketch"), "shifted"])
+@pytest.mark.parametrize(
+    "maps",
+    [(), ("whitened",), ("verbaliser", "contrasts", "whitened"), ("verbaliser", "whitened", "sketch"), "shifted"],
+)
 @each_words
 def test_a_space_comes_back_with_its_loss(tmp_path, tiny_lm, tiny_task, words, maps):
     lm = tiny_lm("phi")

@@ -130,7 +130,7 @@ def joined(target):
     ("loss", "maps"),
     [
         *(("vocabulary", maps) for maps in [(), ("verbaliser", "whitened", "shift"), ("subspace",), ("sketch",)]),
-        *(("verbalisers", maps) for maps in [(), ("whitened",), ("verbaliser", "whitened")]),
+        *(("verbalisers", maps) for maps in [(), ("whitened",), ("verbaliser", "contrasts", "whitened")]),
     ],
 )
 def test_the_target_is_the_mean_of_clipped_gradients(tiny_lm, tiny_task, tmp_path, loss, maps, with_bias):
@@ -370,9 +370,17 @@ def test_the_public_signal_is_the_norm_of_the_mean_of_clipped_gradients(tiny_lm,
     assert 0 < expected < 1
 
 
-@pytest.mark.parametrize("loss", ["verbalisers", "vocabulary"])
 @pytest.mark.parametrize(
-    "maps", [(), ("verbaliser", "whitened"), ("sketch",), ("verbaliser", "sketch"), ("whitened",)]
+    ("loss", "maps"),
+    [
+        *(
+            (loss, maps)
+            for loss in ("verbalisers", "vocabulary")
+            for maps in [(), ("verbaliser", "whitened"), ("sketch",), ("verbaliser", "sketch"), ("whitened",)]
+        ),
+        ("verbalisers", ("verbaliser", "contrasts", "whitened")),
+        ("verbalisers", ("contrasts", "sketch")),
+    ],
 )
 def test_sizes_are_known_before_the_space_is_fitted(tiny_lm, tiny_task, maps, loss):
     lm = tiny_lm("phi")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -24,6 +26,7 @@ EVERY = [
     ("subspace",),
     ("sketch",),
     ("verbaliser", "whitened"),
+    ("verbaliser", "contrasts", "whitened"),
     ("whitened", "verbaliser", "centred"),
     ("verbaliser", "whitened", "subspace", "centred"),
     ("subspace", "sketch", "centred"),
@@ -133,6 +136,21 @@ def test_verbaliser_keeps_the_rows_of_label_tokens():
     a_MV, b_PD, bm_P = matrices(fitted("verbaliser"))
     assert torch.equal(a_MV, torch.eye(V)[[2, 5, 9]])
     assert torch.equal(b_PD, torch.eye(D)) and not bm_P.any()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 12])
+def test_contrasts_keep_all_inner_products_of_entries_that_sum_to_0(count):
+    """With one number fewer; a single entry, which is 0 then, stays."""
+    own = factors(1)
+    r_KJV = own.r_KJV[..., :count] - own.r_KJV[..., :count].mean(-1, keepdim=True)
+    own, other = replace(own, r_KJV=r_KJV), replace(own, r_KJV=r_KJV.flip(0).contiguous())
+    space = fitted("contrasts", public=replace(PUBLIC, r_KJV=PUBLIC.r_KJV[..., :count]))
+    assert space(own).r_KJV.shape[-1] == max(1, count - 1)
+    for found, expected in zip(
+        vars(inner(space(own), space(other))).values(), vars(inner(own, other)).values(), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert count == 1 or float(space.maps[0].r_MV.sum(1).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("maps", [(), ("whitened",), ("verbaliser", "whitened", "subspace")], ids="-".join)
@@ -267,6 +285,27 @@ def test_verbaliser_stands_where_entries_are_still_tokens(maps, loss):
         config, fits = SpaceConfig(maps=maps, loss=loss), {"whitened", "subspace"} & set(maps)
         assert config.needs_public == bool(fits or loss == "verbalisers")
         fitted(*maps)(factors(1))
+
+
+@pytest.mark.parametrize(
+    ("maps", "loss", "told"),
+    [
+        (
+            ["verbaliser", "contrasts"],
+            "vocabulary",
+            "leave it out with loss 'vocabulary', whose do not, or take verb",
+        ),
+        (["contrasts", "contrasts"], "verbalisers", "and after 'contrasts' they do not; name it before, and once"),
+        (
+            ["whitened", "sketch", "contrasts"],
+            "verbalisers",
+            "and after 'sketch' they do not; name it before, and o",
+        ),
+    ],
+)
+def test_contrasts_stand_where_entries_sum_to_0(maps, loss, told):
+    with pytest.raises(ValidationError, match=f"'contrasts' takes entries of r that sum to 0[,;] {told}"):
+        SpaceConfig(maps=maps, loss=loss)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,8 @@ def planned_geometry(lm: LanguageModel, task: BoundTask, config: SpaceConfig, wi
     for name in config.maps:
         if name == "verbaliser":
             rows = of_labels
+        if name == "contrasts":
+            rows = max(1, rows - 1)
         if name in ("subspace", "sketch"):
             rows, columns = min(rows, config.rank), min(columns, config.rank)
     return Geometry(rows, columns, with_bias)

@@ -4,6 +4,8 @@ What is matched is then the gradient as the space sees it. Everything downstream
 solvers, selection, mechanisms) gets mapped factors alone, and so works in every space.
 
     verbaliser   A keeps the rows of the label tokens: C numbers instead of V
+    contrasts    A is an orthonormal basis of the vectors whose entries sum to 0, as those of r do with the loss
+                 over the verbalisers: one number fewer, and no inner product changes
     whitened     h times (second moment of public text + ridge)^(-1/2): natural-gradient matching; evens out the
                  directions that would dominate a cosine
     subspace     the top principal directions (about 0, not the mean) of r and of h over public text
@@ -38,9 +40,10 @@ from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 
 LossName = Literal["verbalisers", "vocabulary"]
-MapName = Literal["verbaliser", "whitened", "subspace", "sketch"]
+MapName = Literal["verbaliser", "contrasts", "whitened", "subspace", "sketch"]
 NEED_PUBLIC: tuple[MapName, ...] = ("whitened", "subspace")
-_KEEP_TOKENS = ("whitened",)  # after these, the entries of r are still tokens
+_KEEP_TOKENS = ("whitened",)  # after these, the entries of r are still tokens, and all of them
+_KEEP_SUM = ("whitened", "verbaliser")  # after these, those of a loss over the verbalisers still sum to 0
 _MOST = 4096  # public texts of all classes that are looked at
 _LOSS = "loss"  # how its tensors are marked in a checkpoint
 _NEGLIGIBLE = 1e-10  # of the largest squared singular value: below it a direction is rounding
@@ -74,6 +77,19 @@ class SpaceConfig(BaseModel):
                     f"maps: 'verbaliser' picks the rows of tokens, and after {before[0]!r} there are none; "
                     "name it first, and once"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _entries_sum_to_0(self) -> SpaceConfig:
+        if "contrasts" not in self.maps:
+            return self
+        takes = "maps: 'contrasts' takes entries of r that sum to 0"
+        if self.loss != "verbalisers":
+            raise ValueError(f"{takes}; leave it out with loss {self.loss!r}, whose do not, or take verbalisers")
+        before = [name for at, name in enumerate(self.maps) if "contrasts" in self.maps[at + 1 :]]
+        for name in before:
+            if name not in _KEEP_SUM:
+                raise ValueError(f"{takes}, and after {name!r} they do not; name it before, and once")
         return self
 
     @property
@@ -209,6 +225,8 @@ def _fit(
 ) -> LinearMap:
     if name == "verbaliser":
         return LinearMap(r_rows_M=torch.tensor(sorted(set(label_ids)), device=r_JV.device))
+    if name == "contrasts":
+        return LinearMap(r_MV=_contrasts(r_JV))
     if name == "whitened":
         return LinearMap(h_PD=whitening(h_JD, config.ridge))
     if name == "subspace":
@@ -223,6 +241,20 @@ def whitening(h_JD: Tensor, ridge: float) -> Tensor:
     root_D = (values_D + ridge * values_D.mean().clamp_min(1e-30)).rsqrt()
     inverse_DD: Tensor = (vectors_DD * root_D) @ vectors_DD.T
     return inverse_DD.to(h_JD)
+
+
+def _contrasts(r_JV: Tensor) -> Tensor:
+    """Helmert contrasts as rows (V - 1, V): the n-th is the mean of the first n entries less the next one, scaled
+    to norm 1. A single entry stays as it is.
+    """
+    size = r_JV.shape[1]
+    if size == 1:
+        return r_JV.new_ones(1, 1)
+    number_M = torch.arange(1, size, dtype=torch.float64)
+    rows_MV = torch.tril(torch.ones(size, size, dtype=torch.float64))[:-1] / number_M.unsqueeze(1)
+    rows_MV[torch.arange(size - 1), torch.arange(1, size)] = -1
+    scaled_MV: Tensor = rows_MV * (number_M / (number_M + 1)).sqrt().unsqueeze(1)
+    return scaled_MV.to(r_JV)
 
 
 def _principal(x_JV: Tensor, rank: int) -> Tensor:
