@@ -1,10 +1,10 @@
-"""What a private target is worth: accuracy after training on texts selected towards it, epsilon by epsilon.
+"""What a private target is worth: accuracy after training on texts made towards it, epsilon by epsilon.
 
-The real rows' clipped sums are computed once per seed, and every epsilon draws its noise on them (a run of
-`gradmm generate` draws once and forgets them, and so no figure here is private). Beside: the exact target in the
-same space, a target of pure noise, the LM's samples, as many real rows, all real rows, and where `--dp-sgd` is
-given DP-SGD fine-tuning on the rows themselves (`benchmarks.dp_sgd`). n is public; delta is 1e-5, neighbours
-differ by a row more or less.
+The real rows' clipped sums (gradients, and shares of words) are computed once per seed, and every epsilon draws
+its noise on them (a run of `gradmm generate` draws once and forgets them, and so no figure here is private).
+Beside: the exact target in the same space, a target of pure noise, the LM's samples, as many real rows, all real
+rows, and where `--dp-sgd` is given DP-SGD fine-tuning on the rows themselves (`benchmarks.dp_sgd`). n is public;
+delta is 1e-5, neighbours differ by a row more or less.
 
     python -m benchmarks.private TRAIN.jsonl.gz TEST.jsonl.gz TASK [--seeds 5] [--output FILE.jsonl]
     python -m benchmarks.private --table FILE.jsonl ...
@@ -18,6 +18,7 @@ import copy
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ from gradmm.comparison.material import Material
 from gradmm.comparison.methods import METHODS
 from gradmm.comparison.statistics import interval
 from gradmm.gradients.private_target import PrivateAccumulator, geometry, public_clip
+from gradmm.gradients.private_unigrams import PrivateUnigrams, public_words_clip, released_unigrams
 from gradmm.gradients.target import ReleasedTarget
+from gradmm.gradients.unigrams import TokenShares
 from gradmm.measures import measure
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.privacy.mechanism import SystemNoise
-from gradmm.privacy.planning import expected_snr, make_plan
+from gradmm.privacy.planning import expected_snr, make_plan, shares_of
 from gradmm.private_run import with_bias
 from gradmm.private_settings import MAPS
 
@@ -43,17 +46,26 @@ DELTA = 1e-5
 BATCH = 64
 EXACT = "exact target"
 NOISE = "pure noise"
+PRIVATE = "private"
+WITHOUT_WORDS = "private, without words"
+ALL = "all real rows"
 OTHERS = {"LM samples": "lm_random", "real rows": "real_random"}
+SETS = (*OTHERS, EXACT, NOISE, PRIVATE, ALL)
 
 
 def main() -> None:
     """Measures one data set, or shows what was measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.private")
     parser.add_argument("data", nargs="+", help="rows, rows to test on, task; with --table or --figure, files")
+    parser.add_argument("--classes", default="", help="the classes to take; all by default")
+    parser.add_argument("--trainings", type=int, default=1, help="of every set, whose mean counts")
+    parser.add_argument("--only", nargs="*", choices=SETS, default=list(SETS))
     parser.add_argument("--epsilons", type=float, nargs="*", default=[0.5, 1, 2, 4, 8])
     parser.add_argument("--dp-sgd", type=float, nargs="*", default=[], help="epsilons of DP-SGD")
     parser.add_argument("--texts", type=int, default=100, help="per class")
-    parser.add_argument("--pool", type=int, default=10, help="candidates for every text, written in one round")
+    parser.add_argument("--pool", type=int, default=10, help="candidates for every text")
+    parser.add_argument("--evaluations", type=int, default=20, help="of refinement, for every text")
+    parser.add_argument("--unigram-step", type=float, default=0.7, help="0 releases no shares of words")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--test-rows", type=int, default=1000, help="of all classes")
     parser.add_argument("--all-steps", type=int, default=600, help="updates on all real rows")
@@ -78,24 +90,24 @@ def measured(arguments: argparse.Namespace, seed: int) -> Iterator[dict[str, Any
     """A line for every set that is trained on."""
     file, test_file, task = arguments.data
     settings = {
-        "space": {"maps": MAPS},
+        "space": {"maps": MAPS["verbalisers"]},
         "pool": {"texts_per_text": arguments.pool},
-        "writer": {"rounds": 1},
+        "writer": {"unigram_step": arguments.unigram_step},
+        "refinement": {"evaluations": arguments.evaluations},
     }
-    own = material(file, task, settings, seed, arguments.texts)
+    classes = {"classes": arguments.classes.split(",")} if arguments.classes else {}
+    own = material(file, task, settings, seed, arguments.texts, **classes)
     test = test_rows(own, test_file, arguments.test_rows // own.rows.num_classes)
     facts = {"data": task, "classes": own.rows.num_classes, "rows": own.rows.counts(), "seed": seed}
     for name, texts, more in sets(own, arguments):
         found, *_ = measure(own.lm, own.task, own.target, own.config.distance, texts, own.limit)
-        yield (
-            facts
-            | {"set": name, "distance": found.distance}
-            | more
-            | {"accuracy": accuracy(own, texts, test, seed)}
-        )
-    steps = TRAINING.model_copy(update={"max_steps": arguments.all_steps})
-    every = [own.rows.texts_of(label) for label in range(own.rows.num_classes)]
-    yield facts | {"set": "all real rows", "accuracy": accuracy(own, every, test, seed, steps)}
+        rates = [accuracy(own, texts, test, 1000 * number + seed) for number in range(arguments.trainings)]
+        about = {"set": name, "distance": found.distance, "log_perplexity": found.log_perplexity}
+        yield facts | about | more | {"accuracy": sum(rates) / len(rates)}
+    if ALL in arguments.only:
+        steps = TRAINING.model_copy(update={"max_steps": arguments.all_steps})
+        every = [own.rows.texts_of(label) for label in range(own.rows.num_classes)]
+        yield facts | {"set": ALL, "accuracy": accuracy(own, every, test, seed, steps)}
     if arguments.dp_sgd:
         from benchmarks.dp_sgd import private_accuracy  # opacus is needed here alone
 
@@ -104,50 +116,80 @@ def measured(arguments: argparse.Namespace, seed: int) -> Iterator[dict[str, Any
 
 
 def sets(own: Material, arguments: argparse.Namespace) -> Iterator[tuple[str, list[list[str]], dict[str, Any]]]:
-    """Name, texts per class and what there is to say, of every set."""
-    count = arguments.texts
+    """Name, texts per class and what there is to say, of every set that is wanted."""
+    count, wanted = arguments.texts, arguments.only
     for name, method in OTHERS.items():
-        yield name, METHODS[method].make(own, count).texts, {}
-    yield EXACT, own.select("grown", own.target, count), {}
-    yield NOISE, METHODS["noise"].make(own, count).texts, {}
-    sums, clip = clipped_sums(own)
+        if name in wanted:
+            yield name, METHODS[method].make(own, count).texts, {}
+    if EXACT in wanted:
+        yield EXACT, made(own, "grown", own.target, count), {}
+    if NOISE in wanted:
+        yield NOISE, METHODS["noise"].make(own, count).texts, {}
+    if PRIVATE not in wanted:
+        return
+    sums, name = Sums(own), PRIVATE if own.config.tilts else WITHOUT_WORDS
     for epsilon in arguments.epsilons:
-        target, snr = noisy(own, copy.deepcopy(sums), clip, epsilon)
+        target, snr = sums.released(epsilon)
         kind = f"private-{epsilon}"
         own.grow(kind, target)  # their form of writing, too, is chosen by what is released alone
-        yield "private", own.select(kind, target, count), {"epsilon": epsilon, "expected_snr": snr}
+        yield name, made(own, kind, target, count), {"epsilon": epsilon, "expected_snr": snr}
 
 
-def clipped_sums(own: Material) -> tuple[PrivateAccumulator, float]:
-    """Of all real rows, clipped at the median norm of what the LM wrote."""
-    public = own.search(own.budget).public.factors(own.lm_texts, own.space)
-    has_bias = with_bias(own.lm, own.config)
-    clip = public_clip([part for some in public for part in some], has_bias)
-    sums = PrivateAccumulator(geometry(own.lm, own.space, has_bias), own.rows.num_classes, clip)
-    for label in range(own.rows.num_classes):
-        for texts in own.rows.iter_batches(label, BATCH):
-            ids = own.task.texts_ids(texts)
-            batch = own.task.collate(ids, [label] * len(ids))
-            with torch.no_grad():
-                rows = own.space.factors(own.lm, batch, batch.embed(own.lm.embeddings_VE), 1)
-            sums.add(label, rows, len(ids))
-    return sums, clip
+def made(own: Material, kind: str, target: ReleasedTarget, count: int) -> list[list[str]]:
+    """Texts that are selected towards a target and refined."""
+    return own.refine(target, own.select(kind, target, count), f"refined-{kind}", kind)
 
 
-def noisy(own: Material, sums: PrivateAccumulator, clip: float, epsilon: float) -> tuple[ReleasedTarget, float]:
-    """The target of one release, and its expected signal-to-noise ratio for a signal of the clip's size."""
-    privacy = PrivacyConfig(
-        target_epsilon=epsilon,
-        target_delta=DELTA,
-        neighboring_relation="add_or_remove_one",
-        num_rows=sum(own.rows.counts()),
-    )
-    sizes = geometry(own.lm, own.space, with_bias(own.lm, own.config))
-    plan = make_plan(privacy)
-    means_CM, _ = sums.release(plan, [float(count) for count in own.rows.counts()], SystemNoise())
-    snr = expected_snr(plan.noise_multiplier, sizes.dimension, min(own.rows.counts()))
-    target = ReleasedTarget(tuple(sizes.target(mean_M, own.lm.device) for mean_M in means_CM), own.space)
-    return target.centred() if own.config.space.centred else target, snr
+class Sums:
+    """Of all real rows, clipped at the median norms of what the LM wrote."""
+
+    def __init__(self, own: Material) -> None:
+        public, has_bias = own.search(own.budget).public, with_bias(own.lm, own.config)
+        factors = public.factors(own.lm_texts, own.space)
+        self.own, classes = own, own.rows.num_classes
+        self.words: PrivateUnigrams | None = None
+        self.sizes = geometry(own.lm, own.space, has_bias)
+        self.shares = TokenShares(own.task, len(own.lm.embeddings_VE))
+        self.clip = public_clip([part for some in factors for part in some], has_bias)
+        self.target = PrivateAccumulator(self.sizes, classes, self.clip)
+        if own.config.tilts:
+            ids = [one for some in public.ids(own.lm_texts) for one in some]
+            self.words_clip = public_words_clip(self.shares, ids)
+            self.words = PrivateUnigrams(self.shares, classes, self.words_clip)
+        for label in range(classes):
+            for texts in own.rows.iter_batches(label, BATCH):
+                self._add(label, own.task.texts_ids(texts))
+
+    @torch.no_grad()
+    def _add(self, label: int, ids: list[list[int]]) -> None:
+        own, batch = self.own, self.own.task.collate(ids, [label] * len(ids))
+        rows = own.space.factors(own.lm, batch, batch.embed(own.lm.embeddings_VE), 1)
+        self.target.add(label, rows, len(ids))
+        if self.words is not None:
+            for row in ids:
+                self.words.add(label, row)
+
+    def released(self, epsilon: float) -> tuple[ReleasedTarget, float]:
+        """The target of one release, and its expected signal-to-noise ratio for a signal of the clip's size."""
+        own, counts = self.own, [float(count) for count in self.own.rows.counts()]
+        privacy = PrivacyConfig(
+            target_epsilon=epsilon,
+            target_delta=DELTA,
+            neighboring_relation="add_or_remove_one",
+            num_rows=sum(own.rows.counts()),
+        )
+        plan, noise = make_plan(privacy, shares_of(privacy, own.config.tilts)), SystemNoise()
+        means_CM, _ = copy.deepcopy(self.target).release(plan, counts, noise)
+        classes = [self.sizes.target(mean_M, own.lm.device) for mean_M in means_CM]
+        if self.words is not None:
+            means_CW, std_C = copy.deepcopy(self.words).release(plan, counts, noise)
+            classes = [
+                replace(one, unigrams=released_unigrams(self.shares, mean_W, std, self.words_clip))
+                for one, mean_W, std in zip(classes, means_CW, std_C.tolist(), strict=True)
+            ]
+        snr = expected_snr(plan.noise_multiplier, self.sizes.dimension, min(counts))
+        target = ReleasedTarget(tuple(classes), own.space)
+        return target.centred() if own.config.space.centred else target, snr
 
 
 def grouped(lines: list[dict[str, Any]]) -> dict[tuple[str, float], dict[str, list[float]]]:
@@ -190,7 +232,7 @@ def draw(lines: list[dict[str, Any]], file: Path) -> None:
     epsilons = sorted({epsilon for _, epsilon in found if not np.isinf(epsilon)})
     figure, axes = plt.subplots(1, len(data), figsize=(3.6 * len(data), 3.4), squeeze=False)
     for axis, name in zip(axes[0], data, strict=True):
-        for kind, style in (("private", "o-"), ("DP-SGD", "s--")):
+        for kind, style in ((PRIVATE, "o-"), (WITHOUT_WORDS, "^-"), ("DP-SGD", "s--")):
             points = sorted((epsilon, own[name]) for (what, epsilon), own in found.items() if what == kind)
             points = [point for point in points if point[1]]
             x, y = [point[0] for point in points], [100 * float(np.mean(point[1])) for point in points]

@@ -22,6 +22,7 @@ from gradmm.data.rows import LabelledData
 from gradmm.data.sources import load_data
 from gradmm.errors import PrivacyBudgetError, RunFolderError
 from gradmm.gradients.private_target import STATE, PrivateAccumulator
+from gradmm.gradients.private_unigrams import PrivateUnigrams
 from gradmm.locking import LOCK
 from gradmm.privacy.mechanism import FixedNoise
 from gradmm.privacy.verification import verify
@@ -62,25 +63,29 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Watched:
-    """Runs whose releases are noted, or exchanged for a given one."""
+    """Runs whose releases are noted, or exchanged for given ones."""
 
     def __init__(self, lm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
         self.lm, self.folder, self.monkeypatch, self.caplog = lm, folder, monkeypatch, caplog
         self.released: list[Any] = []
+        """Of the last run: what was drawn of the target, and of words."""
 
-    def go(self, name: str, rows: Any, release: Any = None) -> tuple[dict[str, bytes], str]:
+    def go(self, name: str, rows: Any, released: Any = None, **changes: Any) -> tuple[dict[str, bytes], str]:
         """All files, and all that was logged."""
-        real = PrivateAccumulator.release
-
-        def drawn(total: PrivateAccumulator, *given: Any) -> Any:
-            self.released.append(real(total, *given))
-            return self.released[-1] if release is None else release
-
+        self.released = []
         self.caplog.clear()
         with self.monkeypatch.context() as patch, self.caplog.at_level(logging.INFO, "gradmm"):
-            patch.setattr(PrivateAccumulator, "release", drawn)
-            make(self.lm, rows, self.folder / name)
+            for at, kind in enumerate((PrivateAccumulator, PrivateUnigrams)):
+                patch.setattr(kind, "release", self._noted(kind.release, (*(released or ()), None, None)[at]))
+            make(self.lm, rows, self.folder / name, **changes)
         return left(self.folder / name), self.caplog.text
+
+    def _noted(self, real: Any, instead: Any) -> Any:
+        def drawn(*given: Any) -> Any:
+            self.released.append(real(*given))
+            return instead or self.released[-1]
+
+        return drawn
 
 
 @pytest.fixture
@@ -90,16 +95,19 @@ def watched(
     return Watched(tiny_lm("gpt2"), tmp_path, monkeypatch, caplog)
 
 
-def test_a_row_changes_the_release_and_what_follows_from_it_and_nothing_else(watched: Watched) -> None:
+@pytest.mark.parametrize("changes", [{}, {"writer": {"rounds": 2}}], ids=["target", "target and words"])
+def test_a_row_changes_the_release_and_what_follows_from_it_and_nothing_else(
+    watched: Watched, changes: dict[str, Any]
+) -> None:
     """Byte for byte, over every file of the run folder and all that was logged."""
-    before, said = watched.go("before", ROWS)
-    means, divisors = watched.released[0]
-    assert set(before) == FILES | {"privacy.json"}
+    before, said = watched.go("before", ROWS, **changes)
+    releases = watched.released
+    assert set(before) == FILES | {"privacy.json"} and len(releases) == 1 + bool(changes)
     follows = {*DATA_FILES, "metrics.json", "run.log", "SHA256SUMS"}
     for number, rows in enumerate(NEIGHBOURS.values()):
-        after, _ = watched.go(f"after {number}", rows)
-        others, of_others = watched.released[-1]
-        assert 0 < float((others - means).norm()) < 0.1 and of_others == divisors
+        after, _ = watched.go(f"after {number}", rows, **changes)
+        for (means, divisors), (others, of_others) in zip(releases, watched.released, strict=True):
+            assert 0 < float((others - means).norm()) < 0.1 and list(of_others) == list(divisors)
         differ = {name for name in before if before[name] != after[name]}
         assert {"metrics.json", "SHA256SUMS"} <= differ <= follows, "only the release differs"
         figures_, others_ = (json.loads(found["metrics.json"]) for found in (before, after))
@@ -107,7 +115,7 @@ def test_a_row_changes_the_release_and_what_follows_from_it_and_nothing_else(wat
         told = [re.sub(r"  objective \S+", "", found["run.log"].decode()) for found in (before, after)]
         assert told[0] == told[1]
 
-        replayed = watched.go(f"replayed {number}", rows, release=(means, divisors))
+        replayed = watched.go(f"replayed {number}", rows, releases, **changes)
         assert replayed == (before, said), "all else follows from it"
 
 
@@ -128,7 +136,8 @@ def test_a_run_that_is_not_over_holds_no_more(
     watched: Watched, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     watched.go("whole", ROWS)
-    monkeypatch.setattr(PrivateAccumulator, "release", lambda *given: watched.released[0])
+    (release,) = watched.released
+    monkeypatch.setattr(PrivateAccumulator, "release", lambda *given: release)
     for name, rows in (("before", ROWS), ("after", NEIGHBOURS["one row more"])):
         with pytest.raises(KeyboardInterrupt):
             make(watched.lm, rows, watched.folder / name, StopAt(stage))
@@ -169,8 +178,18 @@ def test_no_word_and_no_number_of_rows_is_left_or_said(run: Run, tiny_folder: Pa
     lines = [json.dumps({"sentence": text, "mood": names[label]}) for text, label in texts]
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
     columns = ("--text-column", "sentence", "--label-column", "mood")
+    words = ("--set", "writer.rounds=2")
     done = run(
-        "generate", *COMMAND, "-m", tiny_folder, "-d", tmp_path / "mine.jsonl", *columns, "-o", tmp_path / "run"
+        "generate",
+        *COMMAND,
+        *words,
+        "-m",
+        tiny_folder,
+        "-d",
+        tmp_path / "mine.jsonl",
+        *columns,
+        "-o",
+        tmp_path / "run",
     )
     assert done.code == 0, done.err
     rows = str(pq.read_table(tmp_path / "run" / DATA_FILES[1]).to_pylist()).encode()
@@ -233,6 +252,27 @@ def test_the_metrics_say_what_was_spent_and_that_distances_are_to_a_noisy_target
     assert private["expected_snr"] == pytest.approx(private["expected_signal"] * private["most_snr"])
     assert 0 < private["expected_signal"] <= 1
     assert set(whole.metrics["references"]) == {"lm"}
+
+
+def test_words_are_said_and_steer_the_writer(
+    tiny_lm: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tilted = {"writer": {"rounds": 2}}
+    with caplog.at_level(logging.INFO, "gradmm"):
+        result = make(tiny_lm("gpt2"), ROWS, tmp_path / "run", **tilted)
+    words, spend = result.metrics["privacy"]["words"], verify(tmp_path / "run").spends[0]
+    assert (spend["release"], spend["bound"]) == ("words", words["clip"]) and 0 < words["clip"] <= 1
+    assert spend["dimension"] == 2 * words["dimension"]
+    assert words["noise_std"] == pytest.approx(words["noise_multiplier"] * words["clip"] / 1000)
+    assert f"noise of standard deviation {words['noise_std']:.2g}: a word that is more than" in caplog.text
+    assert "Hardly any word" not in caplog.text
+    drowned = make(tiny_lm("gpt2"), ROWS, tmp_path / "few", **tilted, privacy=PRIVACY | {"num_rows": 42})
+    told = (
+        "Hardly any word stands out of the noise; writer.unigram_step=0 leaves their part of the budget, 50%, to"
+    )
+    assert told in caplog.text and drowned.dataset.num_rows == 4
+    plain = make(tiny_lm("gpt2"), ROWS, tmp_path / "plain", writer={"rounds": 2, "unigram_step": 0})
+    assert "words" not in plain.metrics["privacy"] and len(verify(tmp_path / "plain").spends) == 1
 
 
 def test_the_plan_is_said_before_anything_is_spent(

@@ -24,7 +24,6 @@ from gradmm.progress import Reporter, log
 from gradmm.public_text import PublicText
 from gradmm.reporters import make_reporter
 from gradmm.search import Search
-from gradmm.training.writer import WriterConfig
 from private_tools import BUDGET, COMMAND, FEW, PRIVACY, RELATION, ROWS, config, make
 from test_pipeline import Idle
 
@@ -42,12 +41,7 @@ def test_private_defaults_give_way_to_what_is_given() -> None:
     for whole in ({"loss": "vocabulary"}, SpaceConfig(loss="vocabulary")):  # whose gradients have no contrasts
         assert config(space=whole).space.maps == ("verbaliser", "whitened")
     assert config(references=False).references is False
-    assert (private.writer.unigram_step, private.tilts) == (0, False)
-    assert config(writer=WriterConfig(rounds=2)).writer == WriterConfig(rounds=2, unigram_step=0)
-    assert config(writer={"rounds": 2}).writer == WriterConfig(rounds=2, unigram_step=0)
-    for given in ({"unigram_step": 0.5}, WriterConfig(unigram_step=0.5)):
-        with pytest.raises(ValueError, match=r"writer\.unigram_step is 0\.5"):
-            config(writer=given)
+    assert config(writer={"rounds": 2}).tilts and not private.tilts, "whose writer has one round"
     plain = GenerateConfig()
     assert (plain.space, plain.references, plain.privacy) == (SpaceConfig(), True, None)
     assert plain.space == private.space.model_copy(update={"maps": ("whitened",), "rank": 64}), "but for these"
@@ -74,11 +68,6 @@ OTHERS = "one row more or less would change which others are taken; save those r
             "without any noise; take references: lm (the LM's samples alone, the default with privacy) or "
             "false, and compare with real rows apart, by `gradmm compare` or `gradmm evaluate`, whose output is "
             "not private",
-        ),
-        (
-            ["writer.unigram_step=0.5"],
-            "settings: writer.unigram_step is 0.5, for which the words of real rows are counted, and the texts "
-            "would follow the counts without any noise; leave it out, or set it to 0",
         ),
         (
             ["class_balance=proportional"],

@@ -35,6 +35,9 @@ AccountantFlag = Annotated[str | None, typer.Option(metavar="NAME", help="pld (t
 CountFraction = Annotated[
     float | None, typer.Option(metavar="NUMBER", help="Share of the budget for noisy counts; without it, none.")
 ]
+WordsFraction = Annotated[
+    float | None, typer.Option(metavar="NUMBER", help="Share of the budget for words; without it, none.")
+]
 Rounds = Annotated[int, typer.Option(metavar="INTEGER", min=1, help="Targets that share the budget.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
@@ -52,6 +55,7 @@ def privacy(
     dimension: Dimension = None,
     accountant: AccountantFlag = None,
     count_fraction: CountFraction = None,
+    words_fraction: WordsFraction = None,
     rounds: Rounds = 1,
     as_json: Json = False,
 ) -> None:
@@ -69,10 +73,11 @@ def privacy(
         "num_rows": num_rows,
         "accountant": accountant,
     }
+    fractions = {"--count-fraction": count_fraction, "--words-fraction": words_fraction}
     if noise_multiplier is None:
-        outlook = _forth(given, count_fraction, rounds, dimension, num_classes)
+        outlook = _forth(given, fractions, rounds, dimension, num_classes)
     else:
-        outlook = _back(given, noise_multiplier, count_fraction, rounds, dimension, num_classes)
+        outlook = _back(given, noise_multiplier, fractions, rounds, dimension, num_classes)
     if as_json:
         typer.echo(json.dumps(outlook_as_json(outlook), indent=2))
     else:
@@ -97,22 +102,26 @@ def verify(run: Run, as_json: Json = False) -> None:
 
 
 def _forth(
-    given: dict[str, Any], share: float | None, rounds: int, dimension: int | None, classes: int
+    given: dict[str, Any], fractions: dict[str, float | None], rounds: int, dimension: int | None, classes: int
 ) -> Outlook:
     """From epsilon to noise."""
     from gradmm.privacy.config import Budget, read_privacy
-    from gradmm.privacy.planning import make_plan, outlook
+    from gradmm.privacy.planning import COUNTS, WORDS, make_plan, outlook
 
-    if share is not None and not 0 < share < 1:
-        raise ConfigError(f"--count-fraction is {share:g}; give a share of the budget, above 0 and below 1")
+    shares = {flag: share for flag, share in fractions.items() if share is not None}
+    for flag, share in shares.items():
+        if not 0 < share < 1:
+            raise ConfigError(f"{flag} is {share:g}; give a share of the budget, above 0 and below 1")
+    names = {"--count-fraction": COUNTS, "--words-fraction": WORDS}
     budget = read_privacy(Budget, given)
-    return outlook(budget, make_plan(budget, share or 0.0, rounds), dimension, classes)
+    plan = make_plan(budget, {names[flag]: share for flag, share in shares.items()}, rounds)
+    return outlook(budget, plan, dimension, classes)
 
 
 def _back(
     given: dict[str, Any],
     noise_multiplier: float,
-    share: float | None,
+    fractions: dict[str, float | None],
     rounds: int,
     dimension: int | None,
     classes: int,
@@ -121,7 +130,7 @@ def _back(
     from gradmm.privacy.config import Promise, read_privacy
     from gradmm.privacy.planning import outlook, plan_of_noise
 
-    for flag, value in (("--epsilon", given.pop("target_epsilon")), ("--count-fraction", share)):
+    for flag, value in (("--epsilon", given.pop("target_epsilon")), *fractions.items()):
         if value is not None:
             raise ConfigError(
                 f"--noise-multiplier asks what noise costs, and {flag} is given too; give one of both"

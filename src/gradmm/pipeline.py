@@ -40,7 +40,7 @@ from gradmm.measures import Measured, measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model
 from gradmm.privacy.ledger import LEDGER
-from gradmm.private_run import PrivateRelease, check_complete, named, refuse, refuse_real_rows
+from gradmm.private_run import PrivateRelease, Public, check_complete, named, refuse, refuse_real_rows
 from gradmm.progress import Reporter, Stage, log, logging_to, unsaid
 from gradmm.result import Result, make_dataset, read_result, texts_of_run, write_result
 from gradmm.rounds import WRITER, write_rounds
@@ -233,7 +233,8 @@ class _Run:
     def _release(self, space: Space, lm_texts: list[list[str]]) -> ReleasedTarget:
         """The mean gradients of the real rows, each computed once per run and read from the run folder."""
         if self.private is not None:
-            look = partial(self.search.public.factors, lm_texts, space)
+            public = self.search.public
+            look = Public(partial(public.factors, lm_texts, space), partial(public.ids, lm_texts))
             return self._centred(self.private.release(self.rows, space, look, self.reporter))
         targets = [self._released(label) for label in range(self.rows.num_classes)]
         if None in targets:

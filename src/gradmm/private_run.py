@@ -1,6 +1,6 @@
 """A private run, where it differs from another: what it refuses, its plan before any of it is spent, the release.
 
-    refuse -> plan -> clip, from the LM's texts -> release, once -> figures
+    refuse -> plan -> clips, from the LM's texts -> release, once -> figures
 
 Real rows go from here to `private_target` and nowhere else. What the run folder keeps of them is the release and
 the ledger: no count, no hash (which is a function of every row), no time that their number shows in, and no
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gradmm.config import GenerateConfig, RunConfig
 from gradmm.data.rows import LabelledData
@@ -27,13 +27,15 @@ from gradmm.gradients.private_target import (
     public_clip,
     public_signal,
 )
+from gradmm.gradients.private_unigrams import public_words_clip
 from gradmm.gradients.spaces import Space
 from gradmm.gradients.target import ReleasedTarget
+from gradmm.gradients.unigrams import TokenShares
 from gradmm.models import LanguageModel
 from gradmm.privacy.config import UNIT, PrivacyConfig
 from gradmm.privacy.ledger import LEDGER, Ledger
 from gradmm.privacy.mechanism import Noise, SystemNoise
-from gradmm.privacy.planning import TARGET, Outlook, advice, make_plan, noise_norm, outlook
+from gradmm.privacy.planning import TARGET, WORDS, Outlook, advice, make_plan, noise_norm, outlook, shares_of
 from gradmm.privacy.words import advice_lines, plan_lines
 from gradmm.private_settings import refuse_leaks
 from gradmm.progress import Reporter, Stage, log, on_screen_alone
@@ -42,8 +44,16 @@ from gradmm.store import RunFolder
 make_noise: Callable[[], Noise] = SystemNoise
 """Where noise comes from. A test may put its own here, and then the ledger says that nothing is private."""
 _PUBLIC = "public"  # what public text says of the release, in the run folder
-Public = Sequence[Sequence[Factors]]
-"""Gradients of texts that the LM wrote, in the space: per class, one set for each."""
+_DROWNED = 0.01  # of a text's words: the share of the commonest that tell of what it is about
+
+
+class Public(NamedTuple):
+    """Texts that the LM wrote, which are looked at where the release is not there yet."""
+
+    gradients: Callable[[], Sequence[Sequence[Factors]]]
+    """Their gradients in the space: per class, one set for each."""
+    ids: Callable[[], Sequence[Sequence[Sequence[int]]]]
+    """Their tokens."""
 
 
 def refuse(config: GenerateConfig, output_dir: str | Path | None) -> None:
@@ -111,7 +121,7 @@ def look_ahead(lm: LanguageModel, task: BoundTask, config: GenerateConfig, priva
     Raises:
         ConfigError: if no practical noise meets the budget.
     """
-    plan = make_plan(privacy, privacy.count_share)
+    plan = make_plan(privacy, shares_of(privacy, config.tilts))
     dimension = planned_geometry(lm, task, config.space, with_bias(lm, config)).dimension
     return outlook(privacy, plan, None if privacy.rows is None else dimension, len(task.task.label_names))
 
@@ -138,10 +148,12 @@ class PrivateRelease:
         self.privacy = config.privacy.model_copy(update={"target_epsilon": self.ledger.planned_epsilon})
         self.outlook = look_ahead(lm, task, config, self.privacy)
         self.with_bias = with_bias(lm, config)
+        self.shares = TokenShares(task, len(lm.embeddings_VE))
         if not self.is_released:
             sizes = planned_geometry(lm, task, config.space, self.with_bias)
             labels = len(task.task.label_names)
-            self.ledger.check(planned_spends(self.outlook.plan, sizes, labels, 1.0, make_noise()))
+            parts = {TARGET: (1.0, sizes.dimension), WORDS: (1.0, int(self.shares.words_V.sum()))}
+            self.ledger.check(planned_spends(self.outlook.plan, labels, parts, make_noise()))
         self._figures: dict[str, Any] = {}
 
     def announce(self, reporter: Reporter) -> None:
@@ -158,34 +170,37 @@ class PrivateRelease:
             f"{self.task.room} tokens are cut; the run folder knows the data by their name alone."
         )
 
-    def release(
-        self, rows: LabelledData, space: Space, public: Callable[[], Public], reporter: Reporter
-    ) -> ReleasedTarget:
-        """The noisy mean gradients of the real rows, drawn once per run and read from the run folder.
+    def release(self, rows: LabelledData, space: Space, public: Public, reporter: Reporter) -> ReleasedTarget:
+        """The noisy mean gradients of the real rows, and shares of words, drawn once per run and read from the run
+        folder.
 
         Args:
             rows: the real rows; not touched where the release is there.
             space: fitted on public text.
-            public: gradients of public text in it, for the clip and for what to expect.
+            public: texts that the LM wrote, for the clips and for what to expect.
             reporter: shows progress, on the screen alone.
 
         Raises:
             PrivacyBudgetError: if the budget does not hold the release.
             RunFolderError: if the run folder cannot be written, or release and ledger do not belong together.
         """
-        clip, signal = self._look(space, public)
+        clip, signal, words_clip = self._look(public)
         if not self.is_released:
             self._expect(space, clip, signal, reporter)
+            if words_clip is not None:
+                self._expect_words(words_clip, reporter)
         batches = [
             rows.iter_batches(label, self.config.per_device_batch_size) for label in range(rows.num_classes)
         ]
         about = (space, self.privacy, self.outlook.plan, clip, self.with_bias, self.ledger, self.folder)
         if self.is_released:
-            target, divisors = private_target(self.lm, self.task, batches, *about)
+            target, divisors = private_target(self.lm, self.task, batches, *about, words_clip=words_clip)
         else:
             with on_screen_alone(), reporter.stage("target", 100, "%") as stage:
                 done = _percents(stage, len(rows))
-                target, divisors = private_target(self.lm, self.task, batches, *about, done, make_noise())
+                target, divisors = private_target(
+                    self.lm, self.task, batches, *about, done, make_noise(), words_clip
+                )
             reporter.tell(self._spent())
         self._figures = self._told(geometry(self.lm, space, self.with_bias).dimension, divisors, signal)
         return target
@@ -198,17 +213,21 @@ class PrivateRelease:
         """Makes the ledger one of the run folder's artefacts; nothing is spent any more."""
         self.folder.write_text(LEDGER, self.ledger.path.read_text(encoding="utf-8"))
 
-    def _look(self, space: Space, public: Callable[[], Public]) -> tuple[float, float]:
-        """The clip, and the norm of the mean clipped gradient of public text over it."""
+    def _look(self, public: Public) -> tuple[float, float, float | None]:
+        """The clip, the norm of the mean clipped gradient of public text over it, and the clip for words."""
         kept = self.folder.load_state(_PUBLIC)
         if kept is None:
-            found, clip = public(), self.privacy.max_grad_norm
+            found, clip = public.gradients(), self.privacy.max_grad_norm
             if clip == "public_median":
                 sets = [part for own in found for part in own]
                 clip = public_clip(sets, self.with_bias, self.privacy.clip_factor)
-            kept = {}, {"clip": clip, "signal": public_signal(found, self.with_bias, clip)}
+            words_clip = None
+            if self.config.tilts:
+                words_clip = public_words_clip(self.shares, [ids for own in public.ids() for ids in own])
+            signal = public_signal(found, self.with_bias, clip)
+            kept = {}, {"clip": clip, "signal": signal, "words_clip": words_clip}
             self.folder.save_state(_PUBLIC, *kept)
-        return kept[1]["clip"], kept[1]["signal"]
+        return kept[1]["clip"], kept[1]["signal"], kept[1]["words_clip"]
 
     def _expect(self, space: Space, clip: float, signal: float, reporter: Reporter) -> None:
         rows, multiplier = self.outlook.rows, self.outlook.plan.noise_multiplier
@@ -223,6 +242,22 @@ class PrivateRelease:
             for sentence in advice(multiplier, dimension, rows, self.privacy, signal):
                 log.warning("%s", sentence)
 
+    def _expect_words(self, clip: float, reporter: Reporter) -> None:
+        rows = self.outlook.rows
+        if rows is None:
+            return
+        noise = self.outlook.plan.event(WORDS).noise_multiplier * clip / rows
+        reporter.tell(
+            f"Shares of words have a clip of {clip:.4g} and noise of standard deviation {noise:.2g}: a word that "
+            f"is more than {3 * noise:.2g} of a class's text stands out of it."
+        )
+        if 3 * noise > _DROWNED:
+            log.warning(
+                "Hardly any word stands out of the noise; writer.unigram_step=0 leaves their part of the budget, "
+                "%.3g%%, to the target",
+                100 * self.privacy.words_fraction,
+            )
+
     def _spent(self) -> str:
         marked = "" if self.ledger.is_private else ", with a test's noise: NOT PRIVATE"
         return (
@@ -231,8 +266,7 @@ class PrivateRelease:
         )
 
     def _told(self, dimension: int, divisors: Sequence[float], signal: float) -> dict[str, Any]:
-        plan = self.outlook.plan
-        line = next(line for line in reversed(self.ledger.spent) if line["release"] == TARGET)
+        plan, line = self.outlook.plan, self._last(TARGET)
         multiplier = line["event"]["noise_multiplier"]
         noise = noise_norm(multiplier, dimension, min(divisors))
         return {
@@ -253,7 +287,22 @@ class PrivateRelease:
             "most_snr": 1 / noise,
             "expected_signal": signal,
             "expected_snr": signal / noise,
+            **({"words": self._told_of_words(divisors)} if self.config.tilts else {}),
         }
+
+    def _told_of_words(self, divisors: Sequence[float]) -> dict[str, Any]:
+        line = self._last(WORDS)
+        multiplier = line["event"]["noise_multiplier"]
+        return {
+            "noise_multiplier": multiplier,
+            "clip": line["bound"],
+            "dimension": int(self.shares.words_V.sum()),
+            "noise_std": multiplier * line["bound"] / min(divisors),
+        }
+
+    def _last(self, release: str) -> dict[str, Any]:
+        """What the ledger says of a release, of which the last draw counts."""
+        return next(line for line in reversed(self.ledger.spent) if line["release"] == release)
 
 
 def _percents(stage: Stage, rows: int) -> Callable[[int], None]:

@@ -16,7 +16,6 @@ from gradmm.errors import ConfigError
 from gradmm.gradients.spaces import LossName, MapName, SpaceConfig
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.solvers.pool import PoolConfig
-from gradmm.training.writer import WriterConfig
 
 MAPS: dict[LossName, tuple[MapName, ...]] = {
     "verbalisers": ("verbaliser", "contrasts", "whitened"),
@@ -40,8 +39,6 @@ class Settings(Protocol):
     def class_balance(self) -> str: ...  # noqa: D102
     @property
     def pool(self) -> PoolConfig: ...  # noqa: D102
-    @property
-    def writer(self) -> WriterConfig: ...  # noqa: D102
 
 
 def with_private_defaults(given: Any) -> Any:
@@ -50,13 +47,8 @@ def with_private_defaults(given: Any) -> Any:
         return given
     space = given.get("space")
     loss = space.get("loss") if isinstance(space, Mapping) else getattr(space, "loss", None)
-    others = {
-        "space": _with_default(
-            SpaceConfig, space, "maps", MAPS["vocabulary" if loss == "vocabulary" else "verbalisers"]
-        ),
-        "writer": _with_default(WriterConfig, given.get("writer"), "unigram_step", 0.0),
-    }
-    return {"references": LM_ALONE, **given, **others}
+    maps = MAPS["vocabulary" if loss == "vocabulary" else "verbalisers"]
+    return {"references": LM_ALONE, **given, "space": _with_default(SpaceConfig, space, "maps", maps)}
 
 
 def _with_default(group: type[BaseModel], given: Any, name: str, default: Any) -> Any:
@@ -87,11 +79,6 @@ def refuse_leaks(settings: Settings) -> None:
         raise ConfigError(
             "nearest_rows is true, which puts real rows into the run folder, word for word; leave it out with "
             "privacy"
-        )
-    if settings.writer.unigram_step:
-        raise ConfigError(
-            f"writer.unigram_step is {settings.writer.unigram_step:g}, for which the words of real rows are "
-            "counted, and the texts would follow the counts without any noise; leave it out, or set it to 0"
         )
     if settings.class_balance == "proportional" and privacy.public_counts is None:
         raise ConfigError(

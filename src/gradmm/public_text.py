@@ -45,14 +45,15 @@ class PublicText:
         """Per class, gradients in a space, one set for each text."""
         return [
             list(self._of_class([(label, own[i]) for i in by_length(own)], space))
-            for label, own in enumerate(self._ids(texts))
+            for label, own in enumerate(self.ids(texts))
         ]
 
     def _of_class(self, labelled: Sequence[tuple[int, Sequence[int]]], space: Space) -> list[Factors]:
         doing = "computing the gradients of public text"
         return list(single_factors(self.lm, self.task, space, labelled, self.limit, doing))
 
-    def _ids(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+    def ids(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Per class, tokens of those texts that are looked at."""
         return [self.task.texts_ids(list(own[: self.count]) or ["."]) for own in texts]
 
     def _fit_loss(self, texts: Sequence[Sequence[str]]) -> Loss:
@@ -60,7 +61,7 @@ class PublicText:
         if self.config.space.loss == "vocabulary":
             return VOCABULARY
         loss, found = VerbaliserLoss.of(self.task, self.lm.device), list[Tensor]()
-        for label, ids in enumerate(self._ids(texts)):
+        for label, ids in enumerate(self.ids(texts)):
             ordered = [ids[i] for i in by_length(ids)]
             parts = self.limit.map(partial(self._logits, loss, label), ordered, "calibrating the verbalisers")
             found.append(torch.cat(list(parts)))

@@ -61,7 +61,7 @@ def write_rounds(
     for number in range(1, search.config.writer.rounds):
         for own, tilt in zip(last, tilts, strict=True):
             if tilt is not None:
-                tilt.learn(_count(search, own, form))
+                tilt.learn(_count(search, own, form, tilt.clip))
         candidates = [*sources, (WRITER, written)]
         one = _Round(search, target, lm_texts, candidates, form, number, folder)
         last = [one.write(label, tilt, stage) for label, tilt in enumerate(tilts)]
@@ -81,9 +81,9 @@ def _tilts(search: Search, target: ReleasedTarget, form: Form) -> list[Tilt | No
     ]
 
 
-def _count(search: Search, texts: Sequence[str], form: Form) -> Unigrams:
-    """Shares of tokens in texts as they are as candidates."""
-    counter = UnigramCounter(search.task, len(search.runner.allowed_V))
+def _count(search: Search, texts: Sequence[str], form: Form, clip: float | None) -> Unigrams:
+    """Shares of tokens in texts as they are as candidates, clipped as the rows' were."""
+    counter = UnigramCounter(search.task, len(search.runner.allowed_V), clip)
     fitted = (search.fitted(text, form) for text in texts)
     counter.add(search.task.texts_ids([text for text in fitted if text is not None]))
     return counter.mean(fewest_rows=1)  # what the writer wrote is nobody's row

@@ -26,10 +26,11 @@ from gradmm.gradients.private_target import (
 )
 from gradmm.gradients.spaces import IDENTITY, LinearMap, SpaceConfig, fit_space
 from gradmm.gradients.target import compute_target
+from gradmm.gradients.unigrams import TokenShares
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.privacy.ledger import LEDGER, Ledger
-from gradmm.privacy.mechanism import FixedNoise, SystemNoise, quantum_of
-from gradmm.privacy.planning import make_plan
+from gradmm.privacy.mechanism import FixedNoise, SystemNoise, clipped, quantum_of
+from gradmm.privacy.planning import make_plan, shares_of
 from gradmm.privacy.verification import verify
 from gradmm.store import RunFolder
 
@@ -87,12 +88,24 @@ def loss_of(task, name):
 
 
 def release(
-    lm, task, folder, split=SPLIT, space=IDENTITY, clip=0.5, with_bias=True, noise=NONE, shelf=None, **given
+    lm,
+    task,
+    folder,
+    split=SPLIT,
+    space=IDENTITY,
+    clip=0.5,
+    with_bias=True,
+    noise=NONE,
+    shelf=None,
+    words_clip=None,
+    **given,
 ):
     config = PrivacyConfig(**GIVEN | given)
-    plan, ledger = make_plan(config, config.count_share), Ledger(folder, config, config.target_epsilon)
+    plan, ledger = make_plan(config, shares_of(config, words_clip is not None)), Ledger(folder, config, 2.0)
     return private_target(
-        lm, task, batches(split), space, config, plan, clip, with_bias, ledger, shelf or Shelf(), noise=noise
+        *(lm, task, batches(split), space, config, plan, clip, with_bias, ledger, shelf or Shelf()),
+        noise=noise,
+        words_clip=words_clip,
     )
 
 
@@ -297,6 +310,30 @@ def test_a_second_run_uses_what_was_released_and_reads_no_row(tiny_lm, tiny_task
         assert 2 < raised.epsilon < 4
 
 
+def test_words_are_released_beside_it_once(tiny_lm, tiny_task, tmp_path):
+    """From the same rows, of which one without tokens adds nothing; the target is the same but for its noise."""
+    lm = tiny_lm("phi")
+    task = tiny_task(lm, MIXED)
+    split, shelf = [[*SPLIT[0], ""], *SPLIT[1:]], Shelf()
+    found, counts = release(lm, task, tmp_path, split, shelf=shelf, words_clip=0.3)
+    (tmp_path / "alone").mkdir()
+    alone, _ = release(lm, task, tmp_path / "alone", split)
+    shares = TokenShares(task, len(lm.embeddings_VE))
+    for own, other, texts, count in zip(found.classes, alone.classes, split, counts, strict=True):
+        assert torch.equal(joined(own), joined(other)) and other.unigrams is None
+        rows_KW = torch.stack([shares.of_words(task.text_ids(text) if text else []) for text in texts])
+        expected_W = clipped(rows_KW, 0.3).sum(0) / count
+        assert torch.equal(own.unigrams.share_V[shares.words_V], expected_W) and own.unigrams.clip == 0.3
+    spends = verify(tmp_path).spends
+    assert [line["release"] for line in spends] == ["words", "target"]
+    assert spends[0]["bound"] == 0.3 and spends[0]["dimension"] == 3 * int(shares.words_V.sum())
+    again, _ = release(lm, task, tmp_path, [[], [], []], shelf=shelf, words_clip=0.3)
+    for own, other in zip(found.classes, again.classes, strict=True):
+        assert torch.equal(own.unigrams.share_V, other.unigrams.share_V)
+        assert own.unigrams.floor == other.unigrams.floor > 2e-4
+    assert len(verify(tmp_path).spends) == 2
+
+
 def test_a_tests_noise_marks_the_ledger(tiny_lm, tiny_task, tmp_path):
     lm = tiny_lm("phi")
     task = tiny_task(lm, MIXED)
@@ -429,8 +466,10 @@ def test_sets_of_texts_are_added_one_by_one(tiny_lm, tiny_task):
 def test_what_the_ledger_will_say_is_known_before_any_row(tiny_lm):
     lm = tiny_lm("gpt2")
     config = PrivacyConfig(**GIVEN | {"neighboring_relation": "replace_one", "count": "noisy"})
-    plan = make_plan(config, config.count_share)
-    counts, target = planned_spends(plan, geometry(lm, IDENTITY, False), 3, 0.25, SystemNoise())
+    plan = make_plan(config, shares_of(config, with_words=True))
+    parts = {"target": (0.25, geometry(lm, IDENTITY, False).dimension), "words": (0.125, 40)}
+    counts, words, target = planned_spends(plan, 3, parts, SystemNoise())
     assert (counts.bound, counts.dimension) == (math.sqrt(0.5), 3)
+    assert (words.bound, words.dimension, words.event) == (0.125, 3 * 40, plan.event("words"))
     assert (target.bound, target.dimension) == (0.25, 3 * 120 * 32)
     assert target.event == plan.event("target") and target.is_private

@@ -62,12 +62,13 @@ def test_signal_to_noise_and_advice(run: Run):
 
 
 def test_shares_and_rounds(run: Run):
-    found = run(*BUDGET, *ADD, "--count-fraction", "0.1", "--rounds", "2")
+    found = run(*BUDGET, *ADD, "--count-fraction", "0.1", "--words-fraction", "0.3", "--rounds", "2")
     rows = [line.split("│")[1:4] for line in found.out.splitlines() if "│" in line]
     assert [[cell.strip() for cell in row][:2] for row in rows] == [
         ["counts", "10%"],
-        ["target 1", "45%"],
-        ["target 2", "45%"],
+        ["words", "30%"],
+        ["target 1", "30%"],
+        ["target 2", "30%"],
     ]
 
 
@@ -106,6 +107,10 @@ def test_delta_auto_is_stated(run: Run):
         (
             ("--epsilon", "1", "--delta", "1e-5", *ADD, "--count-fraction", "1"),
             "--count-fraction is 1; give a share of the budget, above 0 and below 1",
+        ),
+        (
+            ("--epsilon", "1", "--delta", "1e-5", *ADD, "--count-fraction", "0.5", "--words-fraction", "0.5"),
+            "50% of the budget for counts and 50% of the budget for words leave nothing to the target; lower a ",
         ),
         (("--epsilon", "1", "--delta", "1e-5", *ADD, "--dimension", "9"), "takes a number of rows too"),
         (

@@ -9,8 +9,8 @@ import torch
 
 from gradmm.errors import ConfigError
 from gradmm.privacy.accounting import Gaussian, epsilon_of, noise_multiplier_for
-from gradmm.privacy.config import Budget, Promise
-from gradmm.privacy.planning import advice, expected_snr, make_plan, noise_norm, outlook, plan_of_noise
+from gradmm.privacy.config import Budget, PrivacyConfig, Promise
+from gradmm.privacy.planning import advice, expected_snr, make_plan, noise_norm, outlook, plan_of_noise, shares_of
 
 ADD = "add_or_remove_one"
 
@@ -33,9 +33,9 @@ def test_one_release_takes_the_whole_budget(accountant):
     assert plan.accountant_version.startswith("dp-accounting ")
 
 
-def test_counts_and_rounds_share_the_budget():
-    plan = make_plan(budget(2.0, relation="replace_one"), count_share=0.1, rounds=3)
-    assert [one.name for one in plan.releases] == ["counts", "target 1", "target 2", "target 3"]
+def test_counts_words_and_rounds_share_the_budget():
+    plan = make_plan(budget(2.0, relation="replace_one"), {"counts": 0.1, "words": 0.3}, rounds=2)
+    assert [one.name for one in plan.releases] == ["counts", "words", "target 1", "target 2"]
     assert [one.share for one in plan.releases] == pytest.approx([0.1, 0.3, 0.3, 0.3])
     assert 1.9999 < epsilon_of([one.event for one in plan.releases], 1e-5, "replace_one") <= 2
     whole = make_plan(budget(2.0, relation="replace_one"))
@@ -43,6 +43,18 @@ def test_counts_and_rounds_share_the_budget():
     assert plan.event("counts").noise_multiplier == pytest.approx(
         whole.noise_multiplier / math.sqrt(0.1), rel=1e-5
     )
+
+
+def test_what_is_released_beside_the_target():
+    given = {"neighboring_relation": ADD, "target_epsilon": 1, "target_delta": 1e-5}
+    public = PrivacyConfig(**given, num_rows=100)
+    noisy = PrivacyConfig(**given, count="noisy", count_fraction=0.6, words_fraction=0.4)
+    assert (shares_of(public, False), shares_of(public, True)) == ({}, {"words": 0.5})
+    assert shares_of(noisy, False) == {"counts": 0.6} and shares_of(noisy, True) == {"counts": 0.6, "words": 0.4}
+    with pytest.raises(ConfigError) as caught:
+        make_plan(noisy, shares_of(noisy, True))
+    told = "60% of the budget for counts and 40% of the budget for words leave nothing to the target; lower a "
+    assert str(caught.value).startswith(told)
 
 
 def test_rounds_cost_root_k_in_noise():

@@ -98,8 +98,6 @@ def test_divisors_are_the_public_counts_in_the_datas_order():
     assert PrivacyConfig(**GIVEN | named | {"num_rows": 1000}).rows == 1000
     assert PrivacyConfig(**GIVEN).divisors(["a", "b", "c", "d"]) == (250,) * 4
     assert PrivacyConfig(**GIVEN | {"count": "noisy"}).divisors(["a", "b"]) is None
-    assert PrivacyConfig(**GIVEN | {"count": "noisy"}).count_share == 0.05
-    assert PrivacyConfig(**GIVEN).count_share == 0
 
 
 def test_counts_for_other_classes_are_refused():

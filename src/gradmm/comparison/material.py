@@ -226,11 +226,13 @@ class Material:
             found += [[seen.pool[i].text for i in own] for own in seen.by_class(chosen.indices)]
         return found
 
-    def refine(self, target: ReleasedTarget, texts: Sequence[Sequence[str]], name: str) -> list[list[str]]:
-        """The sets with tokens changed for a target; `name` keeps it apart from other refinements."""
+    def refine(
+        self, target: ReleasedTarget, texts: Sequence[Sequence[str]], name: str, kind: str = "grown"
+    ) -> list[list[str]]:
+        """Sets of one kind of candidates with tokens changed for a target; `name` keeps it apart from others."""
         search, folder = self.search(len(texts[0])), Within(self.folder, name)
-        found, form = [], self._forms["grown"]
-        for seen in self.seen("grown", target):
+        found, form = [], self._forms[kind]
+        for seen in self.seen(kind, target):
             own = [texts[label] for label in seen.classes]
             counts = [len(some) for some in own]
             state = search.refine(target, seen.classes, own, seen.free(counts), form, folder, self.stage)

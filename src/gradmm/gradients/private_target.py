@@ -5,6 +5,8 @@ As `target.py`, but what real rows do to the result is bounded and covered (`pri
     per row: its gradient in the space, (weight, bias) as one vector of M numbers -> clip to C -> sum by class
     -> noise on the concatenation of all classes -> divide by public or noisy counts -> `ReleasedTarget`
 
+and, where the writer is tilted, shares of words beside it (`private_unigrams`), from the same pass over the rows.
+
 A row has to be a function of itself alone up to its last bit: padding, and batches of other sizes, change the
 rounding of all rows in a batch. So rows go through the model one by one. For the same reason nothing about a row
 may stop the run: one with too many tokens is cut to those that fit, one without tokens or with a gradient that is
@@ -13,8 +15,8 @@ not finite adds nothing. (Memory is the exception: a row that does not fit ends 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -23,15 +25,17 @@ from torch import Tensor
 from gradmm.data.task import BoundTask
 from gradmm.errors import ConfigError, NonFiniteError, TaskError
 from gradmm.gradients.factors import Factors, as_one_set, inner
+from gradmm.gradients.private_unigrams import PrivateUnigrams, released_unigrams
 from gradmm.gradients.spaces import Space, SpaceConfig
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
+from gradmm.gradients.unigrams import TokenShares
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.privacy.ledger import Ledger, release_once
 from gradmm.privacy.ledger_lines import Spend
 from gradmm.privacy.mechanism import ClippedSums, Noise, SystemNoise, counts_bound
-from gradmm.privacy.planning import COUNTS, TARGET, Plan
+from gradmm.privacy.planning import COUNTS, TARGET, WORDS, Plan
 
 STATE = "private_target"
 """Name of the release in the run folder."""
@@ -221,12 +225,21 @@ class PrivateAccumulator:
         return sums_CM / torch.tensor(divisors, dtype=torch.float64).unsqueeze(1), tuple(divisors)
 
 
-def planned_spends(plan: Plan, geometry: Geometry, num_classes: int, clip: float, noise: Noise) -> list[Spend]:
-    """What the ledger will say of the plan's releases."""
-    sizes = {COUNTS: (counts_bound(plan.neighboring_relation), num_classes)}
+def planned_spends(
+    plan: Plan, num_classes: int, parts: Mapping[str, tuple[float, int]], noise: Noise
+) -> list[Spend]:
+    """What the ledger will say of the plan's releases.
+
+    Args:
+        plan: the releases.
+        num_classes: classes.
+        parts: clip and numbers of one class, of each release; of counts they are known.
+        noise: where it comes from.
+    """
+    known = {COUNTS: (counts_bound(plan.neighboring_relation), 1), **parts}
     found = []
     for one in plan.releases:
-        bound, dimension = sizes.get(one.name, (clip, num_classes * geometry.dimension))
+        bound, dimension = known[one.name][0], num_classes * known[one.name][1]
         drawn = noise.describe(dimension)
         found.append(Spend(one.name, one.event, bound, dimension, drawn, noise.is_private))
     return found
@@ -246,8 +259,10 @@ def private_target(
     shelf: Shelf,
     progress: Callable[[int], None] = lambda rows: None,
     noise: Noise = SystemNoise(),
+    words_clip: float | None = None,
 ) -> tuple[ReleasedTarget, tuple[float, ...]]:
-    """The private mean gradient per class: from the run folder if it is there, else released and paid for.
+    """The private mean gradient per class, with shares of words if asked for: from the run folder if it is there,
+    else released and paid for.
 
     Args:
         lm: the model at whose weights the gradients are taken.
@@ -255,13 +270,14 @@ def private_target(
         rows: per class, batches of texts; not touched where the release is there already or the budget is used up.
         space: where the mean is taken; fitted on public text alone.
         config: what sums are divided by.
-        plan: of one round, from `make_plan(config, config.count_share)`.
+        plan: of one round, from `make_plan(config, shares_of(config, ...))`.
         clip: C, from the settings or `public_clip`.
         with_bias: whether the distance uses the head's bias.
         ledger: of the run folder.
         shelf: the run folder.
         progress: called with the number of rows that are done. What adds it up has an exact count of real rows.
         noise: a test's own makes the release not private.
+        words_clip: from `public_words_clip`, where the plan has shares of words; None where it has none.
 
     Returns:
         The target, and what each class's sum was divided by: public or released.
@@ -273,44 +289,65 @@ def private_target(
         DataError: if a class has too many rows for an exact sum.
         OutOfMemoryError: if one row does not fit into memory.
     """
-    sizes, classes = geometry(lm, space, with_bias), len(rows)
+    sizes, classes, shares = geometry(lm, space, with_bias), len(rows), TokenShares(task, len(lm.embeddings_VE))
     divisors = config.divisors(task.task.label_names)
+    parts = {TARGET: (clip, sizes.dimension)}
+    if words_clip is not None:
+        parts[WORDS] = words_clip, int(shares.words_V.sum())
 
-    def prepare() -> PrivateAccumulator:
+    def prepare() -> tuple[PrivateAccumulator, PrivateUnigrams | None]:
         total = PrivateAccumulator(sizes, classes, clip, lm.device)
+        words = None if words_clip is None else PrivateUnigrams(shares, classes, words_clip)
         for label, batches in enumerate(rows):
             for texts in batches:
                 for text in texts:
-                    total.add(label, _one_text(lm, task, space, text, label), 1)
+                    ids = _ids_of(task, text)
+                    total.add(label, _one_text(lm, task, space, ids, label), 1)
+                    if words is not None:
+                        words.add(label, ids)
                     progress(1)
-        return total
+        return total, words
 
     def load() -> dict[str, Tensor] | None:
         kept = shelf.load_state(STATE)
         return None if kept is None else kept[0]
 
-    def draw(total: PrivateAccumulator) -> dict[str, Tensor]:
+    def draw(sums: tuple[PrivateAccumulator, PrivateUnigrams | None]) -> dict[str, Tensor]:
+        total, words = sums
         means_CM, counts = total.release(plan, divisors, noise)
-        return {"means": means_CM, "counts": torch.tensor(counts, dtype=torch.float64)}
+        drawn = {"means": means_CM, "counts": torch.tensor(counts, dtype=torch.float64)}
+        if words is not None:
+            drawn["words"], drawn["words_std"] = words.release(plan, counts, noise)
+        return drawn
 
     kept = release_once(
         ledger,
-        planned_spends(plan, sizes, classes, clip, noise),
+        planned_spends(plan, classes, parts, noise),
         load,
         prepare,
         draw,
         lambda drawn: shelf.save_state(STATE, drawn, {}),
     )
-    targets = tuple(sizes.target(mean_M, lm.device) for mean_M in kept["means"].cpu())
-    return ReleasedTarget(targets, space), tuple(kept["counts"].tolist())
+    targets = [sizes.target(mean_M, lm.device) for mean_M in kept["means"].cpu()]
+    if words_clip is not None:
+        own = zip(targets, kept["words"].cpu(), kept["words_std"].tolist(), strict=True)
+        targets = [
+            replace(target, unigrams=released_unigrams(shares, mean_W, std, words_clip))
+            for target, mean_W, std in own
+        ]
+    return ReleasedTarget(tuple(targets), space), tuple(kept["counts"].tolist())
 
 
-def _one_text(lm: LanguageModel, task: BoundTask, space: Space, text: str, label: int) -> Factors | None:
-    """Factors of one text, alone in its batch, cut to the context; None where the task has no tokens for it."""
+def _ids_of(task: BoundTask, text: str) -> list[int]:
+    """Tokens of a text, cut to the context; none where the task has no tokens for it."""
     try:
-        ids = task.text_ids(text)[: task.room]
+        return task.text_ids(text)[: task.room]
     except TaskError:  # names the text
-        return None
+        return []
+
+
+def _one_text(lm: LanguageModel, task: BoundTask, space: Space, ids: list[int], label: int) -> Factors | None:
+    """Factors of one text, alone in its batch; None of one without tokens."""
     if not ids:
         return None
     batch = task.collate([ids], [label]).to(lm.device)

@@ -146,6 +146,8 @@ class PrivacyConfig(Budget):
     released with noise of their own."""
     count_fraction: float = Field(0.05, gt=0, lt=1)
     """Of the budget, for noisy counts."""
+    words_fraction: float = Field(0.5, gt=0, lt=1)
+    """Of the budget, for shares of words, where the writer is tilted by them (`writer.unigram_step`)."""
     files_are_public: bool = False
     """The texts of `pool.files` have nothing to do with the rows, and may be published word for word."""
 
@@ -165,11 +167,6 @@ class PrivacyConfig(Budget):
         if self.count == "noisy" and self.public_counts is not None:
             raise ValueError("count is 'noisy', but public_counts tell the numbers; leave out either")
         return self
-
-    @property
-    def count_share(self) -> float:
-        """Of the budget, what is spent on counts."""
-        return self.count_fraction if self.count == "noisy" else 0.0
 
     def divisors(self, label_names: Sequence[str]) -> tuple[float, ...] | None:
         """What each class's sum is divided by; None where counts are noisy.

@@ -13,7 +13,7 @@ No torch here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gradmm.errors import ConfigError
@@ -25,9 +25,9 @@ from gradmm.privacy.accounting import (
     calibrated,
     epsilon_of,
 )
-from gradmm.privacy.config import Budget, Promise
+from gradmm.privacy.config import Budget, PrivacyConfig, Promise
 
-COUNTS, TARGET = "counts", "target"
+COUNTS, WORDS, TARGET = "counts", "words", "target"
 _CLEAR = 4.0  # a ratio from which on even a signal of a third stands out
 
 
@@ -36,7 +36,7 @@ class PlannedRelease:
     """One thing that will be computed from the rows and handed on with noise."""
 
     name: str
-    """`counts` or `target`; with several rounds `target 1`, `target 2`, ..."""
+    """`counts`, `words` or `target`; with several rounds `target 1`, `target 2`, ..."""
     share: float
     """Of the budget: of the sum of z^-2."""
     event: Gaussian
@@ -71,21 +71,37 @@ class Plan:
         return next(release.event for release in self.releases if release.name == name)
 
 
-def make_plan(budget: Budget, count_share: float = 0.0, rounds: int = 1) -> Plan:
-    """Shares the budget out: some to noisy counts, the rest to the target, in equal parts to its rounds.
+def shares_of(privacy: PrivacyConfig, with_words: bool) -> dict[str, float]:
+    """What is released beside the target, and its share of the budget: noisy counts, shares of words.
+
+    Args:
+        privacy: the settings.
+        with_words: whether the writer is tilted.
+    """
+    counts = {COUNTS: privacy.count_fraction} if privacy.count == "noisy" else {}
+    return counts | ({WORDS: privacy.words_fraction} if with_words else {})
+
+
+def make_plan(budget: Budget, others: Mapping[str, float] | None = None, rounds: int = 1) -> Plan:
+    """Shares the budget out: some to other releases, the rest to the target, in equal parts to its rounds.
 
     Args:
         budget: what may be spent.
-        count_share: for counts, from 0 (none are released) to below 1; `PrivacyConfig.count_share`.
+        others: releases beside the target and the share of each; together below 1; `shares_of`.
         rounds: how many targets, each at another point of the fine-tuning path.
 
     Raises:
-        ConfigError: if no practical noise meets the budget.
+        ConfigError: if the others leave nothing to the target, or no practical noise meets the budget.
     """
+    others = others or {}
+    rest = 1 - sum(others.values())
     assert rounds >= 1, rounds
-    assert 0 <= count_share < 1, count_share
+    assert all(share > 0 for share in others.values()), others
+    if rest <= 0:
+        told = " and ".join(f"{100 * share:.3g}% of the budget for {name}" for name, share in others.items())
+        raise ConfigError(f"{told} leave nothing to the target; lower a fraction")
     names = [TARGET] if rounds == 1 else [f"{TARGET} {number}" for number in range(1, rounds + 1)]
-    shares = ({COUNTS: count_share} if count_share else {}) | dict.fromkeys(names, (1 - count_share) / rounds)
+    shares = dict(others) | dict.fromkeys(names, rest / rounds)
     asked = [Gaussian(share**-0.5) for share in shares.values()]
     epsilon, relation = budget.target_epsilon, budget.neighboring_relation
     events = calibrated(asked, epsilon, budget.delta, relation, budget.accountant)

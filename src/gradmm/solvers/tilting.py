@@ -37,6 +37,8 @@ class Tilt:
     def __init__(self, wanted: Unigrams, words_V: Tensor, written_as_V: Tensor, step: float) -> None:
         self._wanted, self._words_V, self._written_as_V, self._step = wanted, words_V, written_as_V, step
         self._bias_V = torch.zeros_like(wanted.share_V)
+        self.clip = wanted.clip
+        """That texts have to be counted with to be learnt from."""
 
     def learn(self, found: Unigrams) -> None:
         """Takes a step by what was found in a round's texts."""

@@ -49,8 +49,8 @@ class WriterConfig(BaseModel):
     """Texts in one update."""
     unigram_step: float = Field(0.7, ge=0, le=1)
     """How far each round goes towards every word's share of the real rows, which is then part of what is released
-    of them: 1 adds the whole logarithm of what is missing to the word's logit, 0 releases nothing. Refused with
-    privacy, where the default is 0."""
+    of them: 1 adds the whole logarithm of what is missing to the word's logit, 0 releases nothing. With privacy
+    they have noise, and `privacy.words_fraction` of the budget."""
     lora: LoraSettings | None = None
     """Adapters instead of all weights, for models that barely fit."""
 
