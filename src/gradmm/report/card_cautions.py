@@ -17,8 +17,9 @@ _NOT_PRIVATE = (
 )
 _TEST_NOISE = "**This data set is NOT PRIVATE**: the noise of its release was a test's, which can be repeated."
 _RELEASED = (
-    "- **Released**: sums of the rows' clipped gradients, class by class, once, with Gaussian noise; and "
-    "numbers of rows only where they stand below. Everything here was computed from that and from what is public."
+    "- **Released**: sums of the rows' clipped gradients, class by class, once, with Gaussian noise; and sums of "
+    "their shares of words, and numbers of rows, only where they stand below. Everything here was computed from "
+    "that and from what is public."
 )
 _NOT_PROTECTED = (
     "Not protected: what the model knew before; what stands in the settings (the task, the names of the classes, "
