@@ -19,7 +19,8 @@ from gradmm.data.presets import get_task
 from gradmm.data.sources import DataConfig, load_data
 from gradmm.data.task import BoundTask
 from gradmm.decoding import log_perplexity
-from gradmm.gradients.target import ReleasedTarget, compute_target
+from gradmm.gradients.exact_target import compute_target
+from gradmm.gradients.target import ReleasedTarget
 from gradmm.models import LanguageModel, load_model
 from gradmm.solvers.admm import Admm, AdmmConfig
 from gradmm.solvers.initial import Start, as_block, join

@@ -32,8 +32,9 @@ from gradmm.comparison.material import Material
 from gradmm.comparison.statistics import RankCorrelation, interval, paired, rank_correlation
 from gradmm.forming import choose_form
 from gradmm.gradients.distances import DistanceConfig, DistanceName
+from gradmm.gradients.exact_target import class_target
 from gradmm.gradients.spaces import MapName, Space, SpaceConfig
-from gradmm.gradients.target import ReleasedTarget, class_target
+from gradmm.gradients.target import ReleasedTarget
 from gradmm.measures import measure
 from gradmm.search import Search
 from gradmm.solvers.pool import Candidate

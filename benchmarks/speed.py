@@ -103,7 +103,7 @@ def _problem(kind: str, case: dict[str, Any]) -> tuple[Any, int]:
     from gradmm.data.vocabulary import allowed_tokens
     from gradmm.decoding import PromptCache
     from gradmm.gradients.distances import DistanceConfig
-    from gradmm.gradients.target import compute_target
+    from gradmm.gradients.exact_target import compute_target
     from gradmm.models import load_model
     from gradmm.solvers.matching import GradientMatching
     from gradmm.solvers.projection import ProjectionConfig, Projector, Vocabulary

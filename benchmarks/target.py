@@ -17,7 +17,7 @@ from gradmm.data.checks import match_labels
 from gradmm.data.presets import get_task
 from gradmm.data.sources import DataConfig, LabelledData, load_data
 from gradmm.data.task import BoundTask
-from gradmm.gradients.target import WINDOW, class_target
+from gradmm.gradients.exact_target import WINDOW, class_target
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model
 from gradmm.throughput import matrix_peak

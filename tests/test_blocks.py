@@ -7,7 +7,7 @@ import torch
 
 from gradmm.blocks import BlockRunner, plan_blocks
 from gradmm.config import GenerateConfig
-from gradmm.gradients.target import compute_target
+from gradmm.gradients.exact_target import compute_target
 from gradmm.seeds import make_generator
 from gradmm.solvers.admm import AdmmConfig
 from gradmm.solvers.initial import InitialConfig, LengthConfig

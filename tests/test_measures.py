@@ -12,7 +12,8 @@ import torch
 from gradmm.data.task import BoundTask
 from gradmm.decoding import log_perplexity
 from gradmm.gradients.distances import DistanceConfig
-from gradmm.gradients.target import ReleasedTarget, compute_target
+from gradmm.gradients.exact_target import compute_target
+from gradmm.gradients.target import ReleasedTarget
 from gradmm.measures import SetMeasures, distinct_2, measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel

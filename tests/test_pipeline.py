@@ -24,7 +24,7 @@ from gradmm.data.sources import DataConfig, LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
 from gradmm.decoding import log_perplexity
 from gradmm.errors import ConfigError, DataError, GradmmError, RunFolderError, TaskError
-from gradmm.gradients.target import compute_target
+from gradmm.gradients.exact_target import compute_target
 from gradmm.measures import measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel

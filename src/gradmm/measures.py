@@ -17,7 +17,8 @@ import torch
 from gradmm.data.task import BoundTask
 from gradmm.decoding import log_perplexity
 from gradmm.gradients.distances import DistanceConfig, distance_between, matched_together
-from gradmm.gradients.target import ReleasedTarget, compute_target
+from gradmm.gradients.exact_target import compute_target
+from gradmm.gradients.target import ReleasedTarget
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 

@@ -34,8 +34,9 @@ from gradmm.data.task import BoundTask, Task
 from gradmm.environment import describe_environment
 from gradmm.forming import choose_form
 from gradmm.found import Found, as_found
+from gradmm.gradients.exact_target import WINDOW, class_target
 from gradmm.gradients.spaces import IDENTITY, Space
-from gradmm.gradients.target import WINDOW, ClassTarget, ReleasedTarget, class_target
+from gradmm.gradients.target import ClassTarget, ReleasedTarget
 from gradmm.measures import Measured, measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model

@@ -16,10 +16,10 @@ from gradmm.blocks import BlockRunner
 from gradmm.config import GenerateConfig
 from gradmm.data.task import BoundTask
 from gradmm.decoding import log_perplexity, sample
+from gradmm.gradients.exact_target import compute_target
 from gradmm.gradients.factors import label_factors
 from gradmm.gradients.losses import VOCABULARY, Loss, VerbaliserLoss
 from gradmm.gradients.spaces import Space
-from gradmm.gradients.target import compute_target
 from gradmm.models import LanguageModel
 from gradmm.solvers.matching import GradientMatching
 from gradmm.training.writer import tune_writer

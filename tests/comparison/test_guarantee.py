@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradmm.comparison.guarantee import PathPoint, follow, mean_gradient
 from gradmm.data.task import BoundTask
-from gradmm.gradients.target import compute_target
+from gradmm.gradients.exact_target import compute_target
 from gradmm.models import LanguageModel
 from gradmm.training.finetune import FineTuner, TrainConfig
 from gradmm.training.rows import TokenRows, tokenise

@@ -19,7 +19,8 @@ from gradmm.data.sources import LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
 from gradmm.errors import ConfigError, DataError, GradmmError
 from gradmm.gradients.distances import DistanceConfig, distance_between
-from gradmm.gradients.target import ClassTarget, ReleasedTarget, compute_target
+from gradmm.gradients.exact_target import compute_target
+from gradmm.gradients.target import ClassTarget, ReleasedTarget
 from gradmm.measures import Measured, measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel

@@ -12,6 +12,7 @@ from loss_oracles import random_added, verbaliser_gradient, with_added
 
 import oracles
 from gradmm.errors import ConfigError, NonFiniteError, PrivacyBudgetError, TaskError
+from gradmm.gradients.exact_target import compute_target
 from gradmm.gradients.factors import Factors, label_factors
 from gradmm.gradients.losses import VOCABULARY, VerbaliserLoss
 from gradmm.gradients.private_target import (
@@ -25,7 +26,6 @@ from gradmm.gradients.private_target import (
     public_signal,
 )
 from gradmm.gradients.spaces import IDENTITY, LinearMap, SpaceConfig, fit_space
-from gradmm.gradients.target import compute_target
 from gradmm.gradients.unigrams import TokenShares
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.privacy.ledger import LEDGER, Ledger

@@ -19,17 +19,11 @@ import oracles
 from gradmm.data.task import BoundTask
 from gradmm.errors import DataError
 from gradmm.gradients.distances import DistanceConfig
+from gradmm.gradients.exact_target import TargetAccumulator, class_target, compute_target
 from gradmm.gradients.factors import Factors, label_factors
 from gradmm.gradients.losses import VOCABULARY, VerbaliserLoss
 from gradmm.gradients.spaces import IDENTITY, LinearMap, Space, SpaceConfig, fit_space
-from gradmm.gradients.target import (
-    ClassTarget,
-    ReleasedTarget,
-    TargetAccumulator,
-    class_target,
-    compute_target,
-    weighted_sum,
-)
+from gradmm.gradients.target import ClassTarget, ReleasedTarget, weighted_sum
 from gradmm.measures import measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gradmm.data.vocabulary import bare_starts
-from gradmm.gradients.target import ClassTarget, ReleasedTarget, class_target
+from gradmm.gradients.exact_target import class_target
+from gradmm.gradients.target import ClassTarget, ReleasedTarget
 from gradmm.gradients.unigrams import UnigramCounter, Unigrams
 from gradmm.memory import BatchLimit
 

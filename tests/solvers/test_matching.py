@@ -6,7 +6,7 @@ import torch
 from gradmm.data.vocabulary import allowed_tokens
 from gradmm.decoding import PromptCache
 from gradmm.gradients.distances import DistanceConfig
-from gradmm.gradients.target import compute_target
+from gradmm.gradients.exact_target import compute_target
 from gradmm.solvers.admm import Admm, AdmmConfig
 from gradmm.solvers.matching import GradientMatching
 from gradmm.solvers.projection import ProjectionConfig, Projector, Vocabulary

@@ -12,9 +12,9 @@ import torch
 from gradmm.data.task import BoundTask
 from gradmm.data.vocabulary import allowed_tokens, bare_starts
 from gradmm.gradients.distances import DistanceConfig
+from gradmm.gradients.exact_target import compute_target
 from gradmm.gradients.losses import VerbaliserLoss
 from gradmm.gradients.spaces import IDENTITY, LinearMap, Space
-from gradmm.gradients.target import compute_target
 from gradmm.memory import BatchLimit
 from gradmm.seeds import make_generator
 from gradmm.solvers import refinement

@@ -25,8 +25,9 @@ from gradmm.data.rows import LabelledData
 from gradmm.data.task import BoundTask
 from gradmm.forming import choose_form
 from gradmm.found import Seen, split
+from gradmm.gradients.exact_target import WINDOW, class_target
 from gradmm.gradients.spaces import IDENTITY, Space
-from gradmm.gradients.target import WINDOW, ClassTarget, ReleasedTarget, class_target
+from gradmm.gradients.target import ClassTarget, ReleasedTarget
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.progress import Shown, Stage
