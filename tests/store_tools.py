@@ -107,7 +107,7 @@ class Kept:
         self.states: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
 
     def save_state(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        self.states[name] = dict(tensors), dict(facts)
+        self.states[name] = {key: value.clone() for key, value in tensors.items()}, dict(facts)
 
     def load_state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return self.states.get(name)

@@ -7,7 +7,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 import gradmm
+from gradmm import pipeline
 from gradmm.blocks import BlockRunner
 from gradmm.comparison.material import Silent
 from gradmm.config import GenerateConfig, load_config
@@ -24,7 +25,7 @@ from gradmm.data.sources import DataConfig, LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
 from gradmm.decoding import log_perplexity
 from gradmm.errors import ConfigError, DataError, GradmmError, RunFolderError, TaskError
-from gradmm.gradients.exact_target import compute_target
+from gradmm.gradients.exact_target import Unfinished, compute_target
 from gradmm.measures import measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
@@ -313,6 +314,27 @@ def test_wherever_a_run_of_several_waves_is_interrupted_it_ends_the_same(tiny_lm
         except KeyboardInterrupt:
             pass
     assert data_bytes(tmp_path / "often") == data_bytes(tmp_path / "whole")
+
+
+def test_a_target_that_takes_long_goes_on_in_the_middle_of_a_class(
+    tiny_lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "Unfinished", partial(Unfinished, seconds=0))
+    monkeypatch.setattr(pipeline, "WINDOW", 1)
+    config, kept = tiny_config(per_device_batch_size=1), list[str]()
+
+    def make(name: str, reporter: Reporter | None = None) -> Result:
+        return generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, config, tmp_path / name, reporter)
+
+    whole = make("whole")
+    for advances in range(3, 6):
+        with pytest.raises(KeyboardInterrupt):
+            make(f"{advances}", Interrupting(advances))
+        kept += [path.name for path in (tmp_path / f"{advances}" / "state").glob("unfinished-*")]
+        again = make(f"{advances}")
+        assert list(again.dataset) == list(whole.dataset)
+        assert figures(tmp_path / f"{advances}") == figures(tmp_path / "whole")
+    assert set(kept) == {"unfinished-target-000000.safetensors"}
 
 
 @pytest.mark.parametrize("advances", [5, 7, 8])

@@ -34,7 +34,7 @@ from gradmm.data.task import BoundTask, Task
 from gradmm.environment import describe_environment
 from gradmm.forming import choose_form
 from gradmm.found import Found, as_found
-from gradmm.gradients.exact_target import WINDOW, class_target
+from gradmm.gradients.exact_target import WINDOW, Unfinished, class_target
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
 from gradmm.measures import Measured, measure
@@ -257,8 +257,9 @@ class _Run:
 
     def _release_class(self, label: int, space: Space, stage: Stage) -> None:
         batches = self.rows.iter_batches(label, WINDOW * self.config.per_device_batch_size)
-        unigrams = self.config.tilts
-        target = class_target(self.lm, self.task, label, batches, self.limit, stage.advance, space, unigrams)
+        unfinished = Unfinished(self.folder, f"unfinished-{_target_name(label)}")
+        about = (self.lm, self.task, label, batches, self.limit, stage.advance, space)
+        target = class_target(*about, with_unigrams=self.config.tilts, unfinished=unfinished)
         self.folder.save_state(_target_name(label), target.tensors(), {})
 
     def _references(self) -> dict[str, list[list[str]]]:

@@ -25,7 +25,7 @@ from gradmm.data.rows import LabelledData
 from gradmm.data.task import BoundTask
 from gradmm.forming import choose_form
 from gradmm.found import Seen, split
-from gradmm.gradients.exact_target import WINDOW, class_target
+from gradmm.gradients.exact_target import WINDOW, Unfinished, class_target
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
 from gradmm.memory import BatchLimit
@@ -139,6 +139,7 @@ class Material:
                     self.limit,
                     space=self.space,
                     with_unigrams=self.config.tilts,
+                    unfinished=Unfinished(self.folder, f"unfinished-{state}"),
                 )
                 self.folder.save_state(state, own.tensors(), {})
             classes.append(ClassTarget.from_tensors(self._loaded(state)))

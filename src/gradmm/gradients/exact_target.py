@@ -1,18 +1,21 @@
 """The exact target: the mean gradient of each class's rows, without noise, streamed.
 
 A class's sum is held as factors while they are smaller than the matrix, J (V + D) < V D, and densely
-from then on, so memory is bounded by one matrix per class however many rows stream through.
+from then on, so memory is bounded by one matrix per class however many rows stream through. Where that takes long,
+the sum is kept on the way, and goes on from there to the same target, to the last digit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from gradmm.checkpoints import Checkpoints
 from gradmm.data.task import BoundTask
 from gradmm.errors import DataError, NonFiniteError
 from gradmm.gradients.factors import Factors
@@ -23,6 +26,7 @@ from gradmm.memory import BatchLimit, by_length
 from gradmm.models import LanguageModel
 
 WINDOW = 16  # batches of rows that are read, and sorted by length, together
+_SECONDS = 60.0  # of work that a run which is killed does again, at most
 
 
 class TargetAccumulator:
@@ -48,6 +52,15 @@ class TargetAccumulator:
             self._dense[0].addmm_(weighted_JV.T, part.h_KJD[0])
             self._dense[1].add_(weighted_JV.sum(0))
         self._parts = []
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint; `load` takes them. Empty while all there is are factors, of few rows then."""
+        return {} if self._dense is None else {"sum_weight": self._dense[0], "sum_bias": self._dense[1]}
+
+    def load(self, tensors: Mapping[str, Tensor], rows: int, device: torch.device) -> None:
+        """Takes the place of what was added: a sum over so many rows."""
+        self._parts, self._rows = [], rows
+        self._dense = tensors["sum_weight"].to(device), tensors["sum_bias"].to(device)
 
     def mean(self) -> ClassTarget:
         """The mean gradient over all rows that were added."""
@@ -93,6 +106,39 @@ def compute_target(
     )
 
 
+@dataclass
+class Unfinished:
+    """Where the sum over a class is kept on the way, between two windows of rows."""
+
+    folder: Checkpoints
+    name: str
+    seconds: float = _SECONDS
+    """Between two times; 0 keeps it after every window."""
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._kept_at = self.clock()
+
+    def load(self, total: TargetAccumulator, counter: UnigramCounter | None, device: torch.device) -> int:
+        """Goes on from what was kept; returns the number of rows in it."""
+        kept = self.folder.load_state(self.name)
+        if kept is None:
+            return 0
+        rows = int(kept[1]["rows"])
+        total.load(kept[0], rows, device)
+        if counter is not None:
+            counter.load(kept[0])
+        return rows
+
+    def keep(self, total: TargetAccumulator, counter: UnigramCounter | None, rows: int) -> None:
+        """Keeps the sum over the first rows, if it is time."""
+        sums = total.tensors()
+        if sums and self.clock() - self._kept_at >= self.seconds:
+            counts = {} if counter is None else counter.tensors()
+            self.folder.save_state(self.name, sums | counts, {"rows": rows})
+            self._kept_at = self.clock()
+
+
 @torch.no_grad()
 def class_target(
     lm: LanguageModel,
@@ -103,11 +149,31 @@ def class_target(
     progress: Callable[[int], None] = lambda rows: None,
     space: Space = IDENTITY,
     with_unigrams: bool = False,
+    unfinished: Unfinished | None = None,
 ) -> ClassTarget:
-    """One class's mean gradient, and if asked for how often tokens stand in its rows; else as `compute_target`."""
+    """One class's mean gradient; else as `compute_target`.
+
+    Args:
+        lm: as of `compute_target`.
+        task: likewise.
+        label: the class.
+        batches: its rows; what is read together decides in which order rows are added.
+        limit: as of `compute_target`.
+        progress: likewise.
+        space: likewise.
+        with_unigrams: whether it is also said how often tokens stand in the rows.
+        unfinished: where the sum is kept on the way; None starts from the first row.
+    """
     total, counter = TargetAccumulator(), UnigramCounter(task, len(lm.embeddings_VE)) if with_unigrams else None
+    done, rows = 0 if unfinished is None else unfinished.load(total, counter, lm.device), 0
+    if done:
+        progress(done)
     for texts in batches:
-        ids = _checked_ids(task, texts, label)
+        rows += len(texts)
+        if rows <= done:
+            continue
+        left = texts[max(0, len(texts) - (rows - done)) :]  # windows may have had another size
+        ids = _checked_ids(task, left, label)
         if counter is not None:
             counter.add(ids)
         alike = [ids[i] for i in by_length(ids)]
@@ -115,6 +181,8 @@ def class_target(
         for sums, count in limit.map(summed, alike, "computing the target"):
             total.add(sums, count)
             progress(count)
+        if unfinished is not None:
+            unfinished.keep(total, counter, rows)
     return total.mean() if counter is None else replace(total.mean(), unigrams=counter.mean())
 
 

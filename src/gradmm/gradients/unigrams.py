@@ -12,7 +12,7 @@ Shape suffixes: V vocabulary, W words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,6 +111,16 @@ class UnigramCounter:
             self._rows_V[found] += 1
             self._rows += 1
             self._tokens += len(ids)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint; `load` takes them."""
+        sizes = torch.tensor([self._rows, self._tokens])
+        return {"share_sums": self._share_V, "rows_with_token": self._rows_V, "rows_and_tokens": sizes}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the place of what was added."""
+        self._share_V, self._rows_V = tensors["share_sums"].cpu(), tensors["rows_with_token"].cpu()
+        self._rows, self._tokens = tensors["rows_and_tokens"].tolist()
 
     def mean(self, fewest_rows: int = FEWEST_ROWS) -> Unigrams:
         """Of all texts that were added; nothing of none.
