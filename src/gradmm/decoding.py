@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from gradmm.continuation import STEPS, Continuation, find_cache
 from gradmm.errors import ConfigError, NonFiniteError
 from gradmm.memory import BatchLimit, by_length
 from gradmm.models import LanguageModel
+from gradmm.recorded import Recordings, Replayed
 
 log = logging.getLogger("gradmm")
 
@@ -52,6 +54,7 @@ class PromptCache:
         for label, prompt in enumerate(self.prompts):
             alike.setdefault(len(prompt), []).append(label)
         self._argument = self._find_cache(list(alike.values()))
+        self._recordings = Recordings()
         self._groups = [
             group
             for labels in alike.values()
@@ -81,7 +84,7 @@ class PromptCache:
         read, hidden_ND = Continuation.begin(self.lm.body, self._ids(labels), self._argument)
         return list(labels), read, _logits(self.lm, hidden_ND, "after a class prompt")
 
-    def starts(self, labels: Tensor) -> Iterator[tuple[Tensor, Continuation, Tensor]]:
+    def starts(self, labels: Tensor) -> Iterator[tuple[Tensor, Continuation | Replayed, Tensor]]:
         """Rows that can decode together: (rows (N',), where to go on from, first logits (N', V))."""
         for members, read, logits_NV in self._groups:
             place = torch.full((len(self.prompts),), -1, device=labels.device)
@@ -89,7 +92,7 @@ class PromptCache:
             rows = (place[labels] >= 0).nonzero()[:, 0]
             if len(rows):
                 chosen = place[labels[rows]]
-                yield rows, read.chosen(chosen), logits_NV[chosen]
+                yield rows, self._recordings.begin(read, chosen), logits_NV[chosen]
 
     def check_room(self, steps: int) -> None:
         """Raises `ConfigError` if so many tokens do not fit the context after the longest prompt."""
@@ -103,12 +106,21 @@ class PromptCache:
 
 def _logits(lm: LanguageModel, hidden_ND: Tensor, where: str) -> Tensor:
     logits_NV, _ = lm.head(hidden_ND)
-    if not bool(logits_NV.amax().isfinite()):  # the largest is NaN where any is
-        raise NonFiniteError(
-            f"{lm.title}: logits {where} are not finite in {str(lm.dtype).removeprefix('torch.')}; "
-            "load the model with dtype='float32' (or 'bfloat16' instead of 'float16')"
-        )
+    if not bool(_are_finite(logits_NV)):
+        _refuse(lm, where)
     return logits_NV
+
+
+def _are_finite(logits_NV: Tensor) -> Tensor:
+    """Whether all are, without asking the host; the largest is NaN where any is."""
+    return logits_NV.amax().isfinite()
+
+
+def _refuse(lm: LanguageModel, where: str) -> NoReturn:
+    raise NonFiniteError(
+        f"{lm.title}: logits {where} are not finite in {str(lm.dtype).removeprefix('torch.')}; "
+        "load the model with dtype='float32' (or 'bfloat16' instead of 'float16')"
+    )
 
 
 @torch.no_grad()
@@ -143,15 +155,24 @@ def decode(prompts: PromptCache, labels: Tensor, steps: int, choose: NextToken) 
 
 
 def _decode(
-    lm: LanguageModel, rows: Tensor, going: Continuation, logits_NV: Tensor, choose: NextToken, out_NT: Tensor
+    lm: LanguageModel,
+    rows: Tensor,
+    going: Continuation | Replayed,
+    logits_NV: Tensor,
+    choose: NextToken,
+    out_NT: Tensor,
 ) -> None:
     """Decodes some rows of `out_NT`, whose prompts have been read."""
-    steps = out_NT.shape[1]
+    steps, finite = out_NT.shape[1], list[Tensor]()
     for t in range(steps):
         written_N, shown_N = choose(t, rows, logits_NV)
         out_NT[rows, t] = written_N
         if t + 1 < steps:
-            logits_NV = _logits(lm, going.step(shown_N), f"at token {t + 1} of a text")
+            logits_NV, _ = lm.head(going.step(shown_N))
+            finite.append(_are_finite(logits_NV))
+    # Looked at once, after all: a GPU would have to wait for the host at every token.
+    if finite and not all(found := torch.stack(finite).tolist()):
+        _refuse(lm, f"at token {found.index(False) + 1} of a text")
 
 
 def sample(
@@ -226,7 +247,7 @@ def _draw_sorted(probabilities_NV: Tensor, uniform_N: Tensor, top_p: float) -> T
     """Inverse-CDF draw from the nucleus of each row, most probable tokens first; (N,)."""
     sorted_NV, order_NV = probabilities_NV.sort(-1, descending=True)
     above_NV = sorted_NV.cumsum(-1)
-    nucleus_N = (above_NV - sorted_NV < top_p).sum(-1)
+    nucleus_N = (above_NV - sorted_NV < top_p).sum(-1).clamp_min(1)  # NaN is in none
     mass_N = above_NV.gather(-1, (nucleus_N - 1).unsqueeze(-1))[:, 0]
     rank_N = (above_NV <= (uniform_N * mass_N).unsqueeze(-1)).sum(-1)
     return order_NV.gather(-1, torch.minimum(rank_N, nucleus_N - 1).unsqueeze(-1))[:, 0]
@@ -266,10 +287,25 @@ def _mean_nll(lm: LanguageModel, rows: list[list[int]]) -> list[float]:
     lengths_N = torch.tensor([len(row) for row in rows], device=lm.device)
     hidden_NSD = lm.body(input_ids=ids_NS, use_cache=False).last_hidden_state[:, :-1]
     real_NS = torch.arange(1, width, device=lm.device)[None] < lengths_N[:, None]
-    if not bool(real_NS.any()):
-        return [float("nan")] * len(rows)
-    logits_MV = _logits(lm, hidden_NSD[real_NS], "of a text")
-    nll_M = torch.nn.functional.cross_entropy(logits_MV, ids_NS[:, 1:][real_NS], reduction="none")
-    total_N = torch.zeros(len(rows), device=lm.device)
-    total_N.index_add_(0, real_NS.nonzero()[:, 0], nll_M)
-    return [float(x) for x in (total_N / (lengths_N - 1)).tolist()]
+    return mean_nll(lm, hidden_NSD, ids_NS[:, 1:], real_NS)
+
+
+def mean_nll(lm: LanguageModel, hidden_NTD: Tensor, next_NT: Tensor, counted_NT: Tensor) -> list[float]:
+    """Mean negative log-likelihood (nats) of the tokens of each text; NaN where none counts.
+
+    Args:
+        lm: the language model.
+        hidden_NTD: states that predict them.
+        next_NT: the tokens.
+        counted_NT: which of them count.
+
+    Raises:
+        NonFiniteError: if logits are not finite.
+    """
+    if not bool(counted_NT.any()):
+        return [float("nan")] * len(next_NT)
+    logits_MV = _logits(lm, hidden_NTD[counted_NT], "of a text")
+    nll_M = torch.nn.functional.cross_entropy(logits_MV, next_NT[counted_NT], reduction="none")
+    total_N = torch.zeros(len(next_NT), device=lm.device)
+    total_N.index_add_(0, counted_NT.nonzero()[:, 0], nll_M)
+    return [float(x) for x in (total_N / counted_NT.sum(1)).tolist()]

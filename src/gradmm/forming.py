@@ -87,7 +87,7 @@ def _objective(search: Search, target: ReleasedTarget, texts: list[list[str]], f
     if any(len(pool) < count for pool, count in zip(pools, wanted, strict=True)):
         return math.inf
     for label, (pool, count) in enumerate(zip(pools, wanted, strict=True)):
-        kernel = search.kernel([label] * len(pool), [candidate.text for candidate in pool], target.space)
+        kernel, _ = search.kernel([label] * len(pool), [candidate.text for candidate in pool], target.space)
         none_N = torch.zeros(len(pool), dtype=torch.float64)
         seen = Seen((label,), pool, none_N.long(), torch.ones(len(pool)), none_N, kernel, (0.0,))
         total += search.select(seen, target, [count]).objective

@@ -12,7 +12,7 @@ generator of its own, so that a search that is interrupted goes on to the same e
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from gradmm.blocks import BlockRunner
 from gradmm.checkpoints import Checkpoints
-from gradmm.decoding import PromptCache, log_perplexity
+from gradmm.decoding import PromptCache
 from gradmm.errors import ConfigError, DataError
 from gradmm.found import Found, Seen, Written, split
 from gradmm.gradients.distances import FORMULAS, components, matched_together
-from gradmm.gradients.single import single_factors
+from gradmm.gradients.factors import Factors
 from gradmm.gradients.spaces import Space
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.labelling import calibrated, label_log_probs
@@ -36,6 +36,7 @@ from gradmm.public_text import PublicText
 from gradmm.seeds import make_generator
 from gradmm.solvers.forms import Form
 from gradmm.solvers.initial import write_texts
+from gradmm.solvers.judging import Judge
 from gradmm.solvers.kernels import FactorKernel, SimilarityKernel
 from gradmm.solvers.pool import Candidate, Pool, fit, most_repeats
 from gradmm.solvers.refinement import FRESH, RefinementState, Refiner
@@ -298,24 +299,37 @@ class Search:
         pool = [candidate for own in pools for candidate in own]
         of_N = torch.tensor([at for at, own in enumerate(pools) for _ in own])
         texts = [candidate.text for candidate in pool]
-        kernel = self.kernel([group[at] for at in of_N.tolist()], texts, space)
-        nll_N = torch.zeros(len(pool), dtype=torch.float64)
-        if self.config.selection.nll_weight or self.config.refinement.nll_weight:
-            nll = log_perplexity(self.lm, self.task.texts_ids(texts), self.runner.limit)
-            nll_N = torch.tensor(nll, dtype=torch.float64).nan_to_num()
+        reads = bool(self.config.selection.nll_weight or self.config.refinement.nll_weight)
+        kernel, nll_N = self.kernel([group[at] for at in of_N.tolist()], texts, space, reads)
         free = []
         for own, own_N in zip(pools, torch.split(nll_N, [len(own) for own in pools]), strict=True):
             samples = [i for i, candidate in enumerate(own) if candidate.source == "lm"]
             free.append(float((own_N[samples] if samples else own_N).mean()))
         return Seen(tuple(group), pool, of_N, torch.cat(list(scores)), nll_N, kernel, tuple(free))
 
-    def kernel(self, labels: Sequence[int], texts: Sequence[str], space: Space) -> FactorKernel:
-        """Inner products of the gradients of texts of these classes, in a space."""
+    def kernel(
+        self, labels: Sequence[int], texts: Sequence[str], space: Space, reads: bool = False
+    ) -> tuple[FactorKernel, Tensor]:
+        """Inner products of the gradients of texts of these classes, in a space, and log-perplexities (N).
+
+        Args:
+            labels: class of each text.
+            texts: the texts.
+            space: where.
+            reads: whether log-perplexities are wanted; zeros otherwise.
+        """
         ids = self.task.texts_ids(list(texts))
         order = by_length(ids)  # padding costs what text costs
-        pairs, limit = [(labels[i], ids[i]) for i in order], self.runner.limit
-        blocks = single_factors(self.lm, self.task, space, pairs, limit, "computing the candidates' gradients")
-        return FactorKernel(blocks, self.bias, order=order)
+        look, nll = Judge(self.lm, self.task, space, self.runner.limit, reads), list[float]()
+
+        def blocks() -> Iterator[Factors]:
+            for factors, own in look([(labels[i], ids[i]) for i in order], "computing the candidates' gradients"):
+                nll.extend(own)
+                yield factors
+
+        kernel = FactorKernel(blocks(), self.bias, order=order)
+        back_N = torch.tensor(order, dtype=torch.long).argsort()
+        return kernel, torch.tensor(nll, dtype=torch.float64).nan_to_num()[back_N]
 
     def select(self, seen: Seen, target: ReleasedTarget, counts: Sequence[int]) -> Selected:
         """The set, of so many candidates of every class, that is best for a target in the candidates' space."""

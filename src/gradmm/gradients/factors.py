@@ -48,7 +48,7 @@ class Factors:
         """r, h and weight."""
         return self.r_KJV, self.h_KJD, self.weight_KJ
 
-    def sets(self, which: slice | Sequence[int]) -> Factors:
+    def sets(self, which: slice | Sequence[int] | Tensor) -> Factors:
         """Some of the sets."""
         return Factors(self.r_KJV[which], self.h_KJD[which], self.weight_KJ[which])
 
@@ -114,14 +114,30 @@ def label_factors(
     """
     count, size = len(embeds_NSE), len(embeds_NSE) if limit is None else limit.size
     if count <= size:
-        r_NLV, h_NLD = _pairs(lm, batch, embeds_NSE, loss)
+        pairs = _pairs(lm, batch, embeds_NSE, loss)
     else:
         parts = [
-            checkpoint(_pairs, lm, batch.part(i, i + size), embeds_NSE[i : i + size], loss, use_reentrant=False)
+            checkpoint(
+                *(_pairs, lm, batch.part(i, i + size), embeds_NSE[i : i + size], loss),
+                use_reentrant=False,
+                preserve_rng_state=False,  # nothing is drawn
+            )
             for i in range(0, count, size)
         ]
-        r_NLV, h_NLD = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-    sets = count // texts_per_set
+        pairs = torch.cat([r_NLV for r_NLV, _ in parts]), torch.cat([h_NLD for _, h_NLD in parts])
+    return _in_sets(pairs, batch, texts_per_set)
+
+
+def as_factors(
+    lm: LanguageModel, batch: Batch, h_NLD: Tensor, texts_per_set: int, loss: Loss = VOCABULARY
+) -> Factors:
+    """`label_factors` from the hidden states at `batch.predict_at_NL`, where they are known already."""
+    return _in_sets((loss.residual(lm.head, h_NLD, batch), h_NLD.float()), batch, texts_per_set)
+
+
+def _in_sets(pairs: tuple[Tensor, Tensor], batch: Batch, texts_per_set: int) -> Factors:
+    r_NLV, h_NLD = pairs
+    sets = len(r_NLV) // texts_per_set
     return Factors(
         r_NLV.reshape(sets, -1, r_NLV.shape[-1]),
         h_NLD.reshape(sets, -1, h_NLD.shape[-1]),

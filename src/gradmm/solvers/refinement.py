@@ -27,14 +27,14 @@ from torch import Tensor
 
 from gradmm.data.task import BoundTask
 from gradmm.data.vocabulary import bare_starts
-from gradmm.decoding import log_perplexity
 from gradmm.gradients.distances import FORMULAS, DistanceConfig, components, log_scale
 from gradmm.gradients.factors import Factors, Inner, join_sets, padded
 from gradmm.gradients.spaces import Space
 from gradmm.gradients.target import ClassTarget
-from gradmm.memory import BatchLimit
+from gradmm.memory import BatchLimit, by_length
 from gradmm.models import LanguageModel
 from gradmm.solvers.forms import Form
+from gradmm.solvers.judging import Judge
 from gradmm.solvers.pool import most_repeats
 
 FRESH = 10  # steps after which everything is computed anew; a state kept at such a step goes on to the same end
@@ -149,7 +149,8 @@ class Refiner:
         self.max_repeats = math.inf if max_repeats is None else max_repeats
         self.lm, self.task, self.labels, self.config = lm, task, list(labels), config
         self.limit, self.make_generator = limit, make_generator
-        self.target, self.space = target, space
+        self.target = target
+        self._look = Judge(lm, task, space, limit, reads=config.nll_weight > 0)
         self.formula, self.bias = (
             FORMULAS[distance.name],
             distance.bias if lm.head.bias_V is not None else "ignore",
@@ -277,27 +278,23 @@ class Refiner:
     def _judge(
         self, texts: Sequence[str], labels: Sequence[int], ids: Sequence[Sequence[int]] | None = None
     ) -> _Judged:
-        """Texts of like length go through the model together: padding costs what text costs."""
+        """Texts of like length go through the model together: padding costs what text costs.
+
+        On a GPU all of them do, because it is a pass that costs.
+        """
         ids = self.task.texts_ids(texts) if ids is None else ids
-        order = sorted(range(len(ids)), key=lambda k: len(ids[k]))
-        parts, nll = list[Factors](), list[float]()
-        for _, group in groupby(order, key=lambda k: round(4 * math.log2(len(ids[k])))):
-            members = list(group)
-            alike = [ids[k] for k in members]
-            labelled = [(labels[k], ids[k]) for k in members]
-            parts += self.limit.map(self._factors, labelled, "refining")
-            nll += log_perplexity(self.lm, alike, self.limit) if self.config.nll_weight else [0.0] * len(alike)
+        order = by_length(ids)
+        parts, nll, is_cpu = list[Factors](), list[float](), self.lm.device.type == "cpu"
+        for _, group in groupby(order, key=lambda k: round(4 * math.log2(len(ids[k]))) if is_cpu else 0):
+            for factors, own in self._look([(labels[k], ids[k]) for k in group], "refining"):
+                parts.append(padded(factors, self._pairs))
+                nll += own
         back_K = torch.tensor(order).argsort()
         factors = join_sets(parts).sets(back_K.tolist())
         align_QK = components(self.target.inner(factors), self.bias).cpu().double()
         # A model without a BOS token says nothing of a text of one token.
         nll_K = torch.tensor(nll, dtype=torch.float64).nan_to_num()[back_K]
         return _Judged(list(texts), factors, align_QK, nll_K)
-
-    def _factors(self, labelled: Sequence[tuple[int, Sequence[int]]]) -> Factors:
-        batch = self.task.collate([row for _, row in labelled], [label for label, _ in labelled])
-        batch = batch.to(self.lm.device)
-        return padded(self.space.factors(self.lm, batch, batch.embed(self.lm.embeddings_VE), 1), self._pairs)
 
     def _gram(self, a: _Judged, b: _Judged) -> Tensor:
         """<g_i, g'_j> for all texts of both (Q, K, K'), float64."""
