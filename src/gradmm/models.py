@@ -24,6 +24,7 @@ from torch import Tensor
 from gradmm.errors import ConfigError, ModelError, NonFiniteError, nearest
 from gradmm.heads import USE, Head, head_of
 from gradmm.loading import DEMO_MODEL, ModelConfig, load_pretrained, model_path
+from gradmm.operators import CompiledBody, attention_to_differentiate
 
 __all__ = ["DEMO_MODEL", "Head", "LanguageModel", "ModelConfig", "load_model", "model_path"]
 
@@ -40,6 +41,7 @@ class LanguageModel:
         model: a transformers `PreTrainedModel` with a language-modelling head.
         tokenizer: its tokenizer.
         name: what the user called it.
+        torch_compile: whether torch compiles the body for passes that are differentiated.
 
     Raises:
         ModelError: if it is no causal LM, if body and head, taken apart, do not give the model's own logits, if
@@ -48,18 +50,20 @@ class LanguageModel:
         NonFiniteError: if the model's logits, or the derivatives, are not finite in its dtype.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str = IN_MEMORY) -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str = IN_MEMORY, torch_compile: bool = False) -> None:
         self.name = name
         self.tokenizer = tokenizer
         self.model = model
         _check_kind(model, self.title)
         self.model.eval().requires_grad_(False)
-        self.body = body_of(model, self.title)
+        self.body = self._differentiated = body_of(model, self.title)
         self.head = head_of(model, self.title)
         _check_weights(self)
         _check_tokens(self)
         _check_parts(self)
         _check_backward(self)
+        if torch_compile:
+            self._differentiated = CompiledBody(self.body)
 
     @property
     def title(self) -> str:
@@ -103,7 +107,8 @@ class LanguageModel:
         Returns:
             (N, L, D), in the model's dtype.
         """
-        return hidden_states(self.body, embeds_NSE.to(self.dtype), index_NL).to(self.head.weight_VD.dtype)
+        body = self._differentiated if embeds_NSE.requires_grad else self.body
+        return hidden_states(body, embeds_NSE.to(self.dtype), index_NL).to(self.head.weight_VD.dtype)
 
     def read(self, ids_NS: Tensor, index_NL: Tensor) -> Tensor:
         """`hidden` of token ids (N, S), padded on the right."""
@@ -128,7 +133,8 @@ class LanguageModel:
 def hidden_states(body: Any, embeds_NSE: Tensor, index_NL: Tensor) -> Tensor:
     """A body's output at chosen positions (N, L, D)."""
     embeds_NSE = embeds_NSE.clone()  # CTRL scales in place what it is given
-    states_NSD: Tensor = body(inputs_embeds=embeds_NSE, use_cache=False).last_hidden_state
+    with attention_to_differentiate(body):
+        states_NSD: Tensor = body(inputs_embeds=embeds_NSE, use_cache=False).last_hidden_state
     return states_NSD.gather(1, index_NL.unsqueeze(-1).expand(-1, -1, states_NSD.shape[-1]))
 
 
@@ -159,7 +165,7 @@ def load_model(
             raise ConfigError(f"load_model has no option {option!r}{nearest(option, ModelConfig.model_fields)}")
     config = ModelConfig(**{**known, **options})
     model, tokenizer = load_pretrained(config)
-    return LanguageModel(model, tokenizer, config.model_name_or_path)
+    return LanguageModel(model, tokenizer, config.model_name_or_path, config.torch_compile)
 
 
 def _without_history(settings: Any) -> Any:
