@@ -52,8 +52,9 @@ class LiteralMatching:
             head.bias = torch.nn.Parameter(head.bias.detach().clone())
         self.head = head
         self.embed = self.model.get_input_embeddings()
-        self.suffix_SE = self.embed(torch.tensor(task.suffix_ids)).detach()
-        self.prefix_SE = self.embed(torch.tensor(task.prefix_ids, dtype=torch.long)).detach()
+        self.device = lm.device
+        self.suffix_SE = self.embed(torch.tensor(task.suffix_ids, device=self.device)).detach()
+        self.prefix_SE = self.embed(torch.tensor(task.prefix_ids, dtype=torch.long, device=self.device)).detach()
 
     def objective(self, x: Tensor) -> Tensor:
         """Distance of every block (K,)."""
@@ -62,14 +63,15 @@ class LiteralMatching:
     def _one(self, x_BTE: Tensor, label: int) -> Tensor:
         count = len(x_BTE)
         prefix, suffix = self.prefix_SE.expand(count, -1, -1), self.suffix_SE.expand(count, -1, -1)
-        embeds = torch.cat([prefix, x_BTE, suffix], dim=1)
+        embeds = torch.cat([prefix, x_BTE.to(prefix.dtype), suffix], dim=1)
         logits_BV = self.model(inputs_embeds=embeds).logits[:, -1]
-        labels_B = torch.full((count,), self.task.label_ids[label][0])
+        labels_B = torch.full((count,), self.task.label_ids[label][0], device=self.device)
         loss = torch.nn.functional.cross_entropy(logits_BV, labels_B)
         wanted = [self.head.weight] + ([] if self.head.bias is None else [self.head.bias])
         grads = torch.autograd.grad(loss, wanted, create_graph=x_BTE.requires_grad)
         distances = [1 - _cosine(g, t) for g, t in zip(grads, self.targets[label], strict=False) if t is not None]
-        return sum(distances, torch.zeros(())) / len(distances) + 0.0 * self._perplexity(embeds)
+        mean = torch.stack(distances).mean()
+        return mean + 0.0 * self._perplexity(embeds)
 
     def _perplexity(self, embeds: Tensor) -> Tensor:
         """Of the nearest tokens; part of every inner step, with coefficient 0."""
@@ -82,10 +84,10 @@ class LiteralMatching:
     def project(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings and tokens of the text nearest to v; nearest k, then most probable."""
         codes = torch.stack([self._project_one(v[k], self.labels_K[k]) for k in range(len(v))])
-        return self.embed(codes), codes
+        return self.embed(codes).float(), codes
 
     def _project_one(self, v_BTE: Tensor, label: int) -> Tensor:
-        table = self.embed.weight
+        table, v_BTE = self.embed.weight, v_BTE.to(self.embed.weight.dtype)
         near = torch.nn.functional.normalize(v_BTE, dim=-1) @ torch.nn.functional.normalize(table, dim=-1).T
         near[:, :, ~self.allowed_V] = -torch.inf
         order = torch.argsort(near, dim=-1, descending=True)
@@ -93,8 +95,8 @@ class LiteralMatching:
         start = len(rows[0])
         for t in range(v_BTE.shape[1]):
             output = self.model.generate(
-                input_ids=torch.tensor(rows),
-                attention_mask=torch.ones(len(rows), start + t, dtype=torch.long),
+                input_ids=torch.tensor(rows, device=self.device),
+                attention_mask=torch.ones(len(rows), start + t, dtype=torch.long, device=self.device),
                 max_new_tokens=1,
                 do_sample=False,
                 use_cache=False,
@@ -106,7 +108,7 @@ class LiteralMatching:
             for b, row in enumerate(rows):
                 short = order[b, t, : self.k]
                 row.append(int(ranking[b][torch.isin(ranking[b], short)][0]))
-        return torch.tensor([row[start:] for row in rows])
+        return torch.tensor([row[start:] for row in rows], device=self.device)
 
     @torch.no_grad()
     def score(self, codes: Tensor) -> Tensor:
@@ -117,5 +119,5 @@ class LiteralMatching:
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    similarity: Tensor = (a * b).sum() / (a.norm() * b.norm())
+    similarity: Tensor = (a * b.to(a.dtype)).sum() / (a.norm() * b.to(a.dtype).norm())
     return similarity

@@ -1,7 +1,8 @@
 """Speed and memory beside the algorithm taken literally, at the paper's settings, in one run on one machine.
 
 Every measurement is a process of its own, so that peak memory is its own. Times are of one outer iteration
-(projection, 50 inner steps, scoring): the median of those after the first.
+(projection, 50 inner steps, scoring): the median of those after the first. A case's `dtype` is ours; that of the
+literal algorithm is `literal_dtype`, and float32 otherwise.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-CASES = {
-    "reviews6m, V 8,192, D 256": {"model": "demo", "texts": 10, "length": 20, "inner": 50, "outer": 3},
-    "Phi-1.5's head, V 51,200, D 2,048 (1 layer)": {
-        "model": "phi",
-        "texts": 10,
-        "length": 20,
-        "inner": 2,
-        "outer": 2,
+_PAPER = {"texts": 10, "length": 20, "inner": 50, "outer": 3}
+CASES: dict[str, dict[str, Any]] = {
+    "reviews6m, V 8,192, D 256": {**_PAPER, "model": "demo"},
+    "GPT-2's size, 124 M": {**_PAPER, "model": "gpt2", "inner": 10, "outer": 2},
+    "GPT-2's size, 124 M, ours in bfloat16": {
+        **{**_PAPER, "model": "gpt2", "inner": 10, "outer": 2, "dtype": "bfloat16"}
     },
+    "Phi-1.5's head, V 51,200, D 2,048 (1 layer)": {**_PAPER, "model": "phi-head", "inner": 2, "outer": 2},
 }
 
 # As long as the instructions that the paper uses: the uncached decode goes through it for every token.
@@ -41,7 +41,7 @@ INSTRUCTIONS = tuple(
 )
 
 
-def table(console: Console) -> None:
+def table(console: Console, cases: dict[str, dict[str, Any]] = CASES) -> None:
     """Runs all cases and prints them."""
     out = Table(title="One outer iteration at the paper's settings: literal against closed form")
     for column in (
@@ -54,8 +54,8 @@ def table(console: Console) -> None:
         "distance differs",
     ):
         out.add_column(column, justify="left" if column == "case" else "right")
-    for name, case in CASES.items():
-        slow, fast = (_apart(kind, case) for kind in ("literal", "closed"))
+    for name, case in cases.items():
+        slow, fast = (apart(kind, case) for kind in ("literal", "closed"))
         ratio = slow["seconds"] / fast["seconds"]
         differs = abs(slow["objective"] - fast["objective"]) / slow["objective"]
         figures = (slow["seconds"], fast["seconds"], slow["gib"], fast["gib"])
@@ -64,9 +64,10 @@ def table(console: Console) -> None:
     console.print(out)
 
 
-def _apart(kind: str, case: dict[str, Any]) -> dict[str, float]:
+def apart(kind: str, case: dict[str, Any]) -> dict[str, float]:
+    """A measurement in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.speed", kind, json.dumps(case)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -77,23 +78,30 @@ def measure(kind: str, case: dict[str, Any]) -> dict[str, float]:
 
     from gradmm.solvers.admm import Admm, AdmmConfig
 
-    problem, width = _problem(kind, case)
-    x = torch.randn(1, case["texts"], case["length"], width, generator=torch.Generator().manual_seed(0))
-    x = 1.4 * x / x.norm(dim=-1, keepdim=True)
+    device = torch.device(case.get("device", "cpu"))
+    problem, width = _problem(kind, case, device)
+    blocks = case.get("blocks", 1) if kind == "closed" else 1
+    x = torch.randn(blocks, case["texts"], case["length"], width, generator=torch.Generator().manual_seed(0))
+    x = (1.4 * x / x.norm(dim=-1, keepdim=True)).to(device)
     paper = {"rho": 0.1, "rho_unit": "absolute", "order": "z_first", "clip": "block", "learning_rate": 0.008}
     solver = Admm(problem, AdmmConfig.model_validate(paper | {"n_inner": case["inner"]}))
     state, seconds, objective = solver.init(x), [], 0.0
     for outer in range(case["outer"]):
         began = time.perf_counter()
         state = solver.step(state)
+        last = float(state.objective_K[0])  # also waits for the device
         seconds.append(time.perf_counter() - began)
         if outer == 0:  # later iterations follow from the tokens chosen, where a tie may fall either way
-            objective = float(state.objective_K)
+            objective = last
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": statistics.median(seconds[1:]), "gib": peak, "objective": objective}
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 2**30
+    blocks = case.get("blocks", 1)  # taken literally, one after the other
+    each = statistics.median(seconds[1:]) * (blocks if kind == "literal" else 1)
+    return {"seconds": each, "gib": peak, "objective": objective}
 
 
-def _problem(kind: str, case: dict[str, Any]) -> tuple[Any, int]:
+def _problem(kind: str, case: dict[str, Any], device: Any) -> tuple[Any, int]:
     import torch
 
     from benchmarks.literal import LiteralMatching
@@ -104,42 +112,59 @@ def _problem(kind: str, case: dict[str, Any]) -> tuple[Any, int]:
     from gradmm.decoding import PromptCache
     from gradmm.gradients.distances import DistanceConfig
     from gradmm.gradients.exact_target import compute_target
-    from gradmm.models import load_model
+    from gradmm.memory import BatchLimit
     from gradmm.solvers.matching import GradientMatching
     from gradmm.solvers.projection import ProjectionConfig, Projector, Vocabulary
 
-    lm = load_model("demo") if case["model"] == "demo" else _phi_head()
+    dtype = case.get("dtype" if kind == "closed" else "literal_dtype", "float32")
+    lm = random_model(case["model"], device, dtype)
     task = BoundTask(
         get_task("sst2").model_copy(update={"instructions": INSTRUCTIONS}), lm.tokenizer, lm.max_length
     )
     rows = load_data("demo").texts_of(1)[:25]
     target = compute_target(lm, task, [[rows[:1]], [rows]])
-    allowed_V = allowed_tokens(lm.tokenizer, lm.vocab_size)
+    allowed_V = allowed_tokens(lm.tokenizer, lm.vocab_size).to(device)
     width = lm.embeddings_VE.shape[1]
     if kind == "literal":
         biased = lm.head.bias_V is not None
         dense = [(w, b if biased else None) for w, b in (c.materialised() for c in target.classes)]
         return LiteralMatching(lm, task, dense, allowed_V, [1]), width
     settings = ProjectionConfig(order="nearest_then_probable", metric="cosine", k=200, end_sentence=False)
-    prompts = PromptCache(lm, task.instruction_ids)
+    blocks = case.get("blocks", 1)
+    prompts = PromptCache(lm, task.instruction_ids, BatchLimit(max(64, blocks * case["texts"])))
     projector = Projector(prompts, lm.embeddings_VE, Vocabulary(allowed_V, None, None), settings)
-    lengths = torch.full((1, case["texts"]), case["length"])
+    lengths = torch.full((blocks, case["texts"]), case["length"])
     distance = DistanceConfig(bias="separate")
-    return GradientMatching(lm, task, target, distance, projector, [1], lengths), width
+    return GradientMatching(lm, task, target, distance, projector, [1] * blocks, lengths), width
 
 
-def _phi_head() -> Any:
-    """A Phi model of the head's real size with one random layer, on the packaged tokenizer."""
+def random_model(name: str, device: Any, dtype: str = "float32") -> Any:
+    """A model of a real one's size with random weights, on the packaged tokenizer; `demo` is the packaged one.
+
+    Args:
+        name: `demo`, `gpt2` (124 M parameters), `phi-1.5` (1.4 B), or `phi-head`, one layer of it.
+        device: where.
+        dtype: of the weights.
+    """
     import torch
-    from transformers import PhiConfig, PhiForCausalLM
+    from transformers import GPT2Config, GPT2LMHeadModel, PhiConfig, PhiForCausalLM
 
+    from gradmm.loading import DTYPES
     from gradmm.models import LanguageModel, load_model
+    from gradmm.operators import fuse_activations
 
+    demo = load_model("demo", device=str(device), dtype=dtype)
+    if name == "demo":
+        return demo
     torch.manual_seed(0)
-    config = PhiConfig(
-        vocab_size=51_200, hidden_size=2048, intermediate_size=8192, num_hidden_layers=1, num_attention_heads=32
-    )
-    return LanguageModel(PhiForCausalLM(config), load_model("demo").tokenizer, "phi head")
+    sizes: Any = {"vocab_size": 51_200, "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32}
+    with torch.device(device):
+        if name == "gpt2":
+            model: Any = GPT2LMHeadModel(GPT2Config())
+        else:
+            model = PhiForCausalLM(PhiConfig(**sizes, num_hidden_layers=1 if name == "phi-head" else 24))
+    fuse_activations(model)
+    return LanguageModel(model.to(DTYPES[dtype]), demo.tokenizer, name)
 
 
 if __name__ == "__main__":

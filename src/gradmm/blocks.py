@@ -88,7 +88,7 @@ class BlockRunner:
         limit: BatchLimit | None = None,
     ) -> None:
         self.lm, self.task, self.config = lm, task, config
-        self.limit = limit or BatchLimit(config.per_device_batch_size)
+        self.limit = limit or BatchLimit(config.batch_size(lm.device))
         if config.lengths.max_tokens > task.room:
             raise ConfigError(
                 f"lengths.max_tokens {config.lengths.max_tokens} exceeds the room of {task.room}; "

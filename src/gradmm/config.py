@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gradmm.class_counts import check_listed, share_out
@@ -39,6 +40,8 @@ from gradmm.solvers.refinement import RefinementConfig
 from gradmm.solvers.selection import SelectionConfig
 from gradmm.training.writer import WriterConfig
 from gradmm.yamlfiles import missing, read_mapping, read_value, to_yaml
+
+_ON_GPU, _ELSEWHERE = 256, 64  # texts at once; more brings nothing on a CPU, and a GPU waits for less
 
 PACKAGED = Path(__file__).parent / "assets" / "configs"
 LongForms = dict[str, tuple[type, Callable[[Any], dict[str, Any]]]]
@@ -110,8 +113,9 @@ class GenerateConfig(BaseModel):
     least one for every class."""
     block_size: int = Field(10, ge=1)
     """Texts whose mean gradient is matched together; blocks are made as equal as possible."""
-    per_device_batch_size: int = Field(64, ge=1)
-    """Texts that go through the model at once; does not change what is computed."""
+    per_device_batch_size: int | None = Field(None, ge=1)
+    """Texts that go through the model at once; does not change what is computed. None takes 256 on a GPU and 64
+    elsewhere."""
     seed: int = Field(0, ge=0)
     """Of everything that is drawn."""
     references: References = True
@@ -166,6 +170,10 @@ class GenerateConfig(BaseModel):
     def tilts(self) -> bool:
         """Whether the writer follows the words of the real rows."""
         return self.solver != "admm" and self.writer.rounds > 1 and self.writer.unigram_step > 0
+
+    def batch_size(self, device: torch.device) -> int:
+        """Texts that go through a model on this device at once."""
+        return self.per_device_batch_size or (_ON_GPU if device.type == "cuda" else _ELSEWHERE)
 
     def count_texts(self, label_names: Sequence[str], rows: Sequence[int] | None = None) -> tuple[int, ...]:
         """How many texts every class gets.

@@ -87,7 +87,7 @@ def generate(
     with unsaid(is_private):
         rows = load_data(data)
     bound = _bind(lm, task, rows, is_private)
-    limit = BatchLimit(config.per_device_batch_size)
+    limit = BatchLimit(config.batch_size(lm.device))
     counts = config.count_texts(bound.task.label_names, None if is_private else rows.counts())
     runner = BlockRunner(lm, bound, config, counts, limit)
     search = Search(runner)  # refuses settings that it cannot work with, before there is a run folder
@@ -256,7 +256,7 @@ class _Run:
         return None if kept is None else ClassTarget.from_tensors(_on(kept[0], self.lm.device))
 
     def _release_class(self, label: int, space: Space, stage: Stage) -> None:
-        batches = self.rows.iter_batches(label, WINDOW * self.config.per_device_batch_size)
+        batches = self.rows.iter_batches(label, WINDOW * self.config.batch_size(self.lm.device))
         unfinished = Unfinished(self.folder, f"unfinished-{_target_name(label)}")
         about = (self.lm, self.task, label, batches, self.limit, stage.advance, space)
         target = class_target(*about, with_unigrams=self.config.tilts, unfinished=unfinished)

@@ -190,7 +190,7 @@ class PrivateRelease:
             if words_clip is not None:
                 self._expect_words(words_clip, reporter)
         batches = [
-            rows.iter_batches(label, self.config.per_device_batch_size) for label in range(rows.num_classes)
+            rows.iter_batches(label, self.config.batch_size(self.lm.device)) for label in range(rows.num_classes)
         ]
         about = (space, self.privacy, self.outlook.plan, clip, self.with_bias, self.ledger, self.folder)
         if self.is_released:

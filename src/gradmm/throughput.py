@@ -68,7 +68,8 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], fl
     """
     peak = 0.0
     for side in _SIDES.get(device.type, (_LARGE_SIDE,)):
-        a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+        # Of numbers like any other: a GPU multiplies ones faster, because it takes less power.
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         seconds = _fastest(partial(torch.mm, a, b), device, clock)
         peak = max(peak, 2.0 * side**3 / seconds)
         if seconds > _SLOW:
@@ -106,7 +107,7 @@ class _Bench:
         self.loss: Loss = VOCABULARY
         if config.space.loss == "verbalisers":
             self.loss = VerbaliserLoss.of(task, lm.device)
-        self.texts, self.length = config.per_device_batch_size, config.lengths.max_tokens
+        self.texts, self.length = config.batch_size(lm.device), config.lengths.max_tokens
         allowed_A = self.runner.allowed_V.nonzero()[:, 0].cpu()
         generator = torch.Generator().manual_seed(0)
         drawn_NT = torch.randint(len(allowed_A), (self.texts, self.length), generator=generator)
@@ -134,7 +135,7 @@ class _Bench:
         label_factors(self.lm, batch, batch.embed(self.lm.embeddings_VE), 1, loss=self.loss)
 
     def _write(self) -> None:
-        labels_N = torch.zeros(self.texts, dtype=torch.long)
+        labels_N = torch.zeros(self.texts, dtype=torch.long, device=self.lm.device)
         generator = torch.Generator().manual_seed(0)
         sample(self.runner.prompts, labels_N, self.length, self.runner.allowed_V, generator)
 

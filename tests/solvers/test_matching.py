@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import masking_utils
 
 from gradmm.data.vocabulary import allowed_tokens
 from gradmm.decoding import PromptCache
@@ -238,3 +240,32 @@ def test_admm_on_ragged_blocks_is_admm_on_each_without_padding(matching, clip):
         assert texts(together.codes)[2 * k : 2 * k + 2] == texts_of(alone.codes)
         for name in ("rho_K", "objective_K", "primal_K", "dual_residual_K", "score_K"):
             torch.testing.assert_close(getattr(together, name)[own], getattr(alone, name), rtol=1e-3, atol=1e-5)
+
+
+class Waits(TorchDispatchMode):
+    """Operators that need a number on the host, or bring one from there: each makes a GPU wait."""
+
+    names = ("aten._local_scalar_dense", "aten.nonzero", "aten.lift_fresh", "aten.masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func).rpartition(".")[0] in self.names:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["phi", "llama", "gpt2"])
+def test_an_inner_step_asks_nothing_of_the_host(matching, monkeypatch, kind):
+    """But for transformers' own look for packed sequences, of which there are none."""
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+    lm, _, problem, codes_KBT = matching(kind)
+    x = lm.embeddings_VE[codes_KBT].clone().requires_grad_()
+    with Waits() as waits:
+        torch.autograd.grad(problem.objective(x).sum(), x)
+    assert waits.found == []
+    with Waits() as waits:  # it does see them
+        x[[0, 1]].sum().item()
+    assert set(waits.found) == {"aten.lift_fresh.default", "aten._local_scalar_dense.default"}

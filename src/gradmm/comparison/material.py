@@ -96,7 +96,7 @@ class Material:
     @cached_property
     def limit(self) -> BatchLimit:
         """Texts that go through the model at once."""
-        return BatchLimit(self.config.per_device_batch_size)
+        return BatchLimit(self.config.batch_size(self.lm.device))
 
     def search(self, count: int, **settings: Any) -> Search:
         """The search for `count` texts per class, with this seed."""
@@ -130,7 +130,7 @@ class Material:
             state = f"{name}-{label:06d}"
             if self.folder.load_state(state) is None:
                 source = (label - shift) % self.rows.num_classes
-                batches = self.rows.iter_batches(source, WINDOW * self.config.per_device_batch_size)
+                batches = self.rows.iter_batches(source, WINDOW * self.config.batch_size(self.lm.device))
                 own = class_target(
                     self.lm,
                     self.task,

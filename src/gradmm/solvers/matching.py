@@ -52,12 +52,13 @@ class GradientMatching:
         # Any token serves as the placeholder that the variables replace.
         placeholders = [[0] * length for length in self.lengths_KB.flatten().tolist()]
         self._batch = task.collate(placeholders, self._labels_N).to(lm.device)
+        self._members = _by_label(self.labels_K, lm.device)
 
     def objective(self, x: Tensor) -> Tensor:
         """D(G(X_k), target of k's class) for every block (K,); x is (K, B, T, E)."""
         embeds_NSE = self._batch.embed(self.lm.embeddings_VE, x.flatten(0, 1))
         sets = self.target.space.factors(self.lm, self._batch, embeds_NSE, self.texts_per_block, self.limit)
-        return block_distances(self.lm, self.target, self.config, sets, self.labels_K)
+        return self._distances(sets)
 
     def project(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (K, B, T, E) and tokens (K, B, T) of the readable texts nearest to v."""
@@ -75,7 +76,16 @@ class GradientMatching:
         batch = self.task.collate(ids, self._labels_N).to(self.lm.device)
         embeds_NSE = batch.embed(self.lm.embeddings_VE)
         sets = self.target.space.factors(self.lm, batch, embeds_NSE, self.texts_per_block, self.limit)
-        return block_distances(self.lm, self.target, self.config, sets, self.labels_K)
+        return self._distances(sets)
+
+    def _distances(self, sets: Factors) -> Tensor:
+        """Distance of every set to the target of its class (K,)."""
+        has_bias = self.lm.head.bias_V is not None
+        parts = [
+            distance(self.config, sets.sets(members_k), self.target.classes[label], has_bias)
+            for label, members_k in self._members.items()
+        ]
+        return torch.cat(parts)[torch.cat(list(self._members.values())).argsort()]
 
     def texts(self, codes: Tensor) -> list[str]:
         """The texts that tokens (K, B, T) stand for, block by block."""
@@ -84,17 +94,9 @@ class GradientMatching:
         return [self.task.decode(row[:length]) for row, length in zip(rows, lengths, strict=True)]
 
 
-def block_distances(
-    lm: LanguageModel, target: ReleasedTarget, config: DistanceConfig, sets: Factors, labels_K: Sequence[int]
-) -> Tensor:
-    """Distance of every set to the target of its class (K,)."""
-    has_bias = lm.head.bias_V is not None
-    parts: list[Tensor] = []
-    order: list[int] = []
-    for label in sorted(set(labels_K)):
-        members = [k for k, own in enumerate(labels_K) if own == label]
-        some = Factors(sets.r_KJV[members], sets.h_KJD[members], sets.weight_KJ[members])
-        parts.append(distance(config, some, target.classes[label], has_bias))
-        order.extend(members)
-    inverse = torch.tensor(order).argsort().to(lm.device)
-    return torch.cat(parts)[inverse]
+def _by_label(labels_K: Sequence[int], device: torch.device) -> dict[int, Tensor]:
+    """The blocks of every class that has some. On the device at once: an inner step waits for nothing."""
+    return {
+        label: torch.tensor([k for k, own in enumerate(labels_K) if own == label], device=device)
+        for label in sorted(set(labels_K))
+    }
