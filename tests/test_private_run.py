@@ -41,6 +41,9 @@ NEIGHBOURS = {
     "one row more, whose text has the other label too": [*ROWS, (ROWS[0][0], 1)],
 }
 
+TILTED = {"writer": {"rounds": 2}}
+"""With two releases: shares of words steer the writer."""
+
 
 def left(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in sorted(files(folder))}
@@ -257,16 +260,15 @@ def test_the_metrics_say_what_was_spent_and_that_distances_are_to_a_noisy_target
 def test_words_are_said_and_steer_the_writer(
     tiny_lm: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tilted = {"writer": {"rounds": 2}}
     with caplog.at_level(logging.INFO, "gradmm"):
-        result = make(tiny_lm("gpt2"), ROWS, tmp_path / "run", **tilted)
+        result = make(tiny_lm("gpt2"), ROWS, tmp_path / "run", **TILTED)
     words, spend = result.metrics["privacy"]["words"], verify(tmp_path / "run").spends[0]
     assert (spend["release"], spend["bound"]) == ("words", words["clip"]) and 0 < words["clip"] <= 1
     assert spend["dimension"] == 2 * words["dimension"]
     assert words["noise_std"] == pytest.approx(words["noise_multiplier"] * words["clip"] / 1000)
     assert f"noise of standard deviation {words['noise_std']:.2g}: a word that is more than" in caplog.text
     assert "Hardly any word" not in caplog.text
-    drowned = make(tiny_lm("gpt2"), ROWS, tmp_path / "few", **tilted, privacy=PRIVACY | {"num_rows": 42})
+    drowned = make(tiny_lm("gpt2"), ROWS, tmp_path / "few", **TILTED, privacy=PRIVACY | {"num_rows": 42})
     told = (
         "Hardly any word stands out of the noise; writer.unigram_step=0 leaves their part of the budget, 50%, to"
     )
@@ -328,25 +330,27 @@ def test_a_clip_of_ones_own_needs_no_median(tiny_lm: Any, tmp_path: Path) -> Non
 # ---- once
 
 
+@pytest.mark.parametrize(("changes", "spends"), [({}, 1), (TILTED, 2)], ids=["target", "words"])
 def test_wherever_a_private_run_is_interrupted_it_ends_the_same_and_spends_once(
-    tiny_lm: Any, tmp_path: Path, fixed: None
+    tiny_lm: Any, tmp_path: Path, fixed: None, changes: dict[str, Any], spends: int
 ) -> None:
     lm = tiny_lm("gpt2")
-    make(lm, FEW, tmp_path / "whole")
+    make(lm, FEW, tmp_path / "whole", **changes)
     for advances in count(0, 3):
         folder = tmp_path / f"{advances}"
         try:
-            make(lm, FEW, folder, Interrupting(advances))
+            make(lm, FEW, folder, Interrupting(advances), **changes)
             break
         except KeyboardInterrupt:
-            make(lm, FEW, folder)
+            make(lm, FEW, folder, **changes)
             assert data_bytes(folder) == data_bytes(tmp_path / "whole")
             assert figures(folder) == figures(tmp_path / "whole")
             assert (folder / "privacy.json").read_bytes() == (tmp_path / "whole" / "privacy.json").read_bytes()
             assert files(folder) == FILES | {"privacy.json"}
     assert advances >= 16  # LM texts, rows, the search, measures
-    (fault,) = verify(tmp_path / "whole").faults
-    assert fault.endswith("NOT PRIVATE")
+    assert len(verify(tmp_path / "whole").spends) == spends
+    faults = verify(tmp_path / "whole").faults
+    assert faults and all(fault.endswith("NOT PRIVATE") for fault in faults)
 
 
 def test_a_release_is_drawn_once_and_used_from_then_on(
