@@ -43,6 +43,8 @@ class _Recording:
     chosen_M: Tensor
     ids_M: Tensor
     pool: Any
+    stream: torch.cuda.Stream
+    """One for all steps: what a step frees, only a later one of the same stream can take."""
     start: torch.cuda.CUDAGraph | None = None
     going: Continuation | None = None
     steps: list[tuple[torch.cuda.CUDAGraph, Tensor]] = field(default_factory=list)
@@ -50,7 +52,8 @@ class _Recording:
     @classmethod
     def of(cls, read: Continuation, rows: int, device: torch.device) -> _Recording:
         chosen_M, ids_M = (torch.zeros(rows, dtype=torch.long, device=device) for _ in range(2))
-        return cls(read, chosen_M, ids_M, torch.cuda.graph_pool_handle())
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return cls(read, chosen_M, ids_M, torch.cuda.graph_pool_handle(), stream)
 
     def begin(self) -> None:
         """Copies the prompts' cache for the rows that `chosen_M` names."""
@@ -69,12 +72,12 @@ class _Recording:
         return hidden_MD
 
     def _record(self, work: Callable[[], Out]) -> tuple[torch.cuda.CUDAGraph, Out]:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        graph = torch.cuda.CUDAGraph()
         generator = torch.cuda.default_generators[self.ids_M.device.index]
         drawn_from = generator.clone_state()
-        stream.wait_stream(torch.cuda.current_stream())
+        self.stream.wait_stream(torch.cuda.current_stream())
         try:
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(self.stream):
                 graph.capture_begin(pool=self.pool)
                 try:
                     out = work()
@@ -83,7 +86,7 @@ class _Recording:
         except Exception:
             generator.graphsafe_set_state(drawn_from)  # its own waits for the end of a recording that broke off
             raise
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         return graph, out
 
 
