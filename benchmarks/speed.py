@@ -150,7 +150,6 @@ def random_model(name: str, device: Any, dtype: str = "float32", torch_compile: 
 
     from gradmm.loading import DTYPES
     from gradmm.models import LanguageModel, load_model
-    from gradmm.operators import fuse_activations
 
     demo = load_model("demo", device=str(device), dtype=dtype)
     if name == "demo":
@@ -162,7 +161,6 @@ def random_model(name: str, device: Any, dtype: str = "float32", torch_compile: 
             model: Any = GPT2LMHeadModel(GPT2Config())
         else:
             model = PhiForCausalLM(PhiConfig(**sizes, num_hidden_layers=1 if name == "phi-head" else 24))
-    fuse_activations(model)
     return LanguageModel(model.to(DTYPES[dtype]), demo.tokenizer, name, torch_compile)
 
 

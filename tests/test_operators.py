@@ -22,9 +22,9 @@ def test_a_gelu_of_eight_operators_becomes_one(tiny_lm):
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_models_that_are_loaded_have_it(tiny_folder):
-    lm = load_model(tiny_folder, device="cpu")
-    assert "NewGELUActivation" not in {type(module).__name__ for module in lm.model.modules()}
+def test_a_model_in_memory_and_one_that_is_loaded_have_it(tiny_folder, tiny_lm):
+    for lm in (load_model(tiny_folder, device="cpu"), tiny_lm("gpt2")):
+        assert "NewGELUActivation" not in {type(module).__name__ for module in lm.model.modules()}
 
 
 def test_other_activations_stay(tiny_lm):

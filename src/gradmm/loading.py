@@ -18,7 +18,6 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from gradmm.errors import ModelError, listed
-from gradmm.operators import fuse_activations
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -129,7 +128,6 @@ def load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
             f"{path!r} has no weights for {listed(report['missing_keys'])}, so transformers drew them at random; "
             "give a checkpoint of a whole causal LM"
         )
-    fuse_activations(model)
     return _moved(model, config.device), tokenizer
 
 

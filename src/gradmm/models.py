@@ -24,7 +24,7 @@ from torch import Tensor
 from gradmm.errors import ConfigError, ModelError, NonFiniteError, nearest
 from gradmm.heads import USE, Head, head_of
 from gradmm.loading import DEMO_MODEL, ModelConfig, load_pretrained, model_path
-from gradmm.operators import CompiledBody, attention_to_differentiate
+from gradmm.operators import CompiledBody, attention_to_differentiate, fuse_activations
 
 __all__ = ["DEMO_MODEL", "Head", "LanguageModel", "ModelConfig", "load_model", "model_path"]
 
@@ -38,7 +38,8 @@ class LanguageModel:
     """A causal LM and its tokenizer, frozen, in evaluation mode.
 
     Args:
-        model: a transformers `PreTrainedModel` with a language-modelling head.
+        model: a transformers `PreTrainedModel` with a language-modelling head; it is set to evaluation, its
+            weights need no gradient from here on, and a GELU of many operators becomes one.
         tokenizer: its tokenizer.
         name: what the user called it.
         torch_compile: whether torch compiles the body for passes that are differentiated.
@@ -56,6 +57,7 @@ class LanguageModel:
         self.model = model
         _check_kind(model, self.title)
         self.model.eval().requires_grad_(False)
+        fuse_activations(self.model)
         self.body = self._differentiated = body_of(model, self.title)
         self.head = head_of(model, self.title)
         _check_weights(self)
