@@ -175,7 +175,9 @@ def test_nothing_but_the_release_looks_at_rows(
 
 
 def test_no_word_and_no_number_of_rows_is_left_or_said(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
-    texts = [(f"Zq{n}w is Vx{n}k Qj{n}z.", n % 2) for n in range(137)]
+    texts = [
+        (f"Zq{n}w is Vx{n}k Qj{n}z.", n % 2) for n in range(2137)
+    ]  # numbers of four digits: those of two are in a chart by chance
     texts += [("Wk501z " * 300, 0), ("Kz502x", 0), ("Kz502x", 1), ("Jv503q " * 9, 1)]
     names = ("negative", "positive")
     lines = [json.dumps({"sentence": text, "mood": names[label]}) for text, label in texts]

@@ -38,7 +38,7 @@ from gradmm.solvers.judging import Judge
 from gradmm.solvers.pool import most_repeats
 
 FRESH = 10  # steps after which everything is computed anew; a state kept at such a step goes on to the same end
-_GAIN = 1e-9  # what a change has to gain to be more than rounding
+_GAIN = 1e-6  # what a change has to gain to be more than the rounding of inner products in float32
 
 
 class RefinementConfig(BaseModel):
