@@ -230,6 +230,19 @@ def test_a_complete_folder_is_read_and_nothing_is_run(
     assert {path: path.read_bytes() for path in whole[0].run_dir.rglob("*")} == before
 
 
+def test_the_rows_of_a_batch_may_change_and_other_settings_may_not(files: Path, tmp_path: Path) -> None:
+    plain = settings(files, methods=["real_random"], budgets=[2], seeds=1)
+
+    def go(**generate: Any) -> Comparison:
+        changed = plain.generate.model_copy(update=generate)
+        return gradmm.compare(plain.model_copy(update={"generate": changed}), tmp_path / "run")
+
+    found = go(per_device_batch_size=4)
+    assert go(per_device_batch_size=2) == found
+    with pytest.raises(RunFolderError, match=r"settings\.generate\.block_size"):
+        go(block_size=7)
+
+
 def test_the_path_is_followed_on_our_texts_of_the_largest_budget(whole: Any, files: Path) -> None:
     points = whole[0].path
     assert [point.step for point in points] == [0, 0, 1, 1, 2]

@@ -112,9 +112,10 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """What a comparison depends on."""
     files = {name: texts.fingerprint() for name, texts in brought.items()}
+    without: Any = {"model": True, "train_model": True, "generate": {"per_device_batch_size"}}
     return {
         "gradmm": version("gradmm"),
-        "settings": config.model_dump(mode="json", exclude={"model", "train_model"}),
+        "settings": config.model_dump(mode="json", exclude=without),
         "model": lm.fingerprint(),
         "train_model": student.fingerprint(),
         "data": {role: own.fingerprint() for role, own in data.items()},
