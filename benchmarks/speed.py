@@ -39,7 +39,7 @@ INSTRUCTIONS = tuple(
 )
 
 
-def table(console: Console, cases: dict[str, dict[str, Any]] = CASES) -> None:
+def table(console: Console) -> None:
     """Runs all cases and prints them."""
     out = Table(title="One outer iteration at the paper's settings: literal against closed form")
     for column in (
@@ -52,7 +52,7 @@ def table(console: Console, cases: dict[str, dict[str, Any]] = CASES) -> None:
         "distance differs",
     ):
         out.add_column(column, justify="left" if column == "case" else "right")
-    for name, case in cases.items():
+    for name, case in CASES.items():
         slow, fast = (apart(kind, case) for kind in ("literal", "closed"))
         ratio = slow["seconds"] / fast["seconds"]
         differs = abs(slow["objective"] - fast["objective"]) / slow["objective"]

@@ -262,7 +262,12 @@ def test_a_complete_run_that_was_tampered_with_is_refused(go: Go, whole: Path, t
 
 
 def test_what_does_not_affect_results_may_change(go: Go, whole: Path, run_folder: Path) -> None:
-    go(run_folder, per_device_batch_size=2, model={"device": "cpu"}, data={"dataset": "elsewhere.csv"})
+    go(
+        run_folder,
+        per_device_batch_size=2,
+        model={"device": "cpu", "torch_compile": True},
+        data={"dataset": "elsewhere.csv"},
+    )
     assert same(run_folder, whole)
     go(run_folder, per_device_batch_size=64)
 

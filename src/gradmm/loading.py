@@ -70,7 +70,7 @@ class ModelConfig(BaseModel):
     """As in transformers; None leaves the choice to it."""
     torch_compile: bool = False
     """Have torch compile the body for passes that are differentiated (ADMM's x-update). It takes up to a minute,
-    and then saves a sixth of every pass."""
+    and on a GPU then saves a seventh of every pass."""
     trust_remote_code: bool = False
     """Runs code that comes with the model; off unless asked for."""
 

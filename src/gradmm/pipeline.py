@@ -92,9 +92,7 @@ def generate(
     runner = BlockRunner(lm, bound, config, counts, limit)
     search = Search(runner)  # refuses settings that it cannot work with, before there is a run folder
     brought = _load_brought(config, bound.task, rows)
-    fingerprint = _fingerprint(lm, bound.task, rows, config) | {
-        "files": {name: own.fingerprint() for name, own in brought.items()}
-    }
+    fingerprint = _fingerprint(lm, bound.task, rows, config, brought)
     with ExitStack() as stack:
         place = output_dir or stack.enter_context(tempfile.TemporaryDirectory())
         artefacts = (*TEXT_FILES, LEDGER) if is_private else TEXT_FILES
@@ -363,7 +361,9 @@ def _settings(lm: LanguageModel, task: Task, rows: LabelledData, config: Generat
     return names | config.model_dump(mode="json")
 
 
-def _fingerprint(lm: LanguageModel, task: Task, rows: LabelledData, config: GenerateConfig) -> dict[str, Any]:
+def _fingerprint(
+    lm: LanguageModel, task: Task, rows: LabelledData, config: GenerateConfig, brought: dict[str, LabelledData]
+) -> dict[str, Any]:
     """What the results depend on. Of private data it has the name alone: a hash is a function of every row. The
     budget may be raised where a release was lost, and is left to the ledger.
     """
@@ -377,4 +377,5 @@ def _fingerprint(lm: LanguageModel, task: Task, rows: LabelledData, config: Gene
         "model": lm.fingerprint(),
         "dtype": str(lm.dtype),
         "data": rows.fingerprint() if config.privacy is None else named(rows, config),
+        "files": {name: own.fingerprint() for name, own in brought.items()},
     }

@@ -14,10 +14,10 @@ from torch import Tensor
 from gradmm.blocks import BlockRunner
 from gradmm.gradients.factors import Factors, as_one_set
 from gradmm.gradients.losses import VOCABULARY, Loss, VerbaliserLoss
-from gradmm.gradients.single import single_factors
 from gradmm.gradients.spaces import Space, fit_space
 from gradmm.memory import by_length
 from gradmm.seeds import make_generator
+from gradmm.solvers.judging import Judge
 
 
 class PublicText:
@@ -43,14 +43,12 @@ class PublicText:
 
     def factors(self, texts: Sequence[Sequence[str]], space: Space) -> list[list[Factors]]:
         """Per class, gradients in a space, one set for each text."""
+        look = Judge(self.lm, self.task, space, self.limit, reads=False)
+        doing = "computing the gradients of public text"
         return [
-            list(self._of_class([(label, own[i]) for i in by_length(own)], space))
+            [factors for factors, _ in look([(label, own[i]) for i in by_length(own)], doing)]
             for label, own in enumerate(self.ids(texts))
         ]
-
-    def _of_class(self, labelled: Sequence[tuple[int, Sequence[int]]], space: Space) -> list[Factors]:
-        doing = "computing the gradients of public text"
-        return list(single_factors(self.lm, self.task, space, labelled, self.limit, doing))
 
     def ids(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """Per class, tokens of those texts that are looked at."""

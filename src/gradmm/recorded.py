@@ -103,6 +103,7 @@ class Recordings:
             return read.chosen(chosen_N)
         if not self._is_tried:
             self._try(read, chosen_N)
+            self._is_tried = True
         return read.chosen(chosen_N) if self._is_refused else Replayed(self, read, chosen_N)
 
     def take(self, read: Continuation, rows: int, device: torch.device) -> _Recording:
@@ -127,7 +128,6 @@ class Recordings:
 
     def _try(self, read: Continuation, chosen_N: Tensor) -> None:
         """Some steps twice, for the first and the last row: recorded, and from the recording."""
-        self._is_tried = True
         ids = [torch.full_like(chosen_N[:1], token) for token in range(2, 2 + _TRIED)]
         for row_1 in (chosen_N[:1], chosen_N[-1:]):
             found_TD, expected_TD = (

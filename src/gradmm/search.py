@@ -12,7 +12,7 @@ generator of its own, so that a search that is interrupted goes on to the same e
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
@@ -26,11 +26,9 @@ from gradmm.decoding import PromptCache
 from gradmm.errors import ConfigError, DataError
 from gradmm.found import Found, Seen, Written, split
 from gradmm.gradients.distances import FORMULAS, components, matched_together
-from gradmm.gradients.factors import Factors
 from gradmm.gradients.spaces import Space
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.labelling import calibrated, label_log_probs
-from gradmm.memory import by_length
 from gradmm.progress import Stage
 from gradmm.public_text import PublicText
 from gradmm.seeds import make_generator
@@ -318,18 +316,9 @@ class Search:
             space: where.
             reads: whether log-perplexities are wanted; zeros otherwise.
         """
-        ids = self.task.texts_ids(list(texts))
-        order = by_length(ids)  # padding costs what text costs
-        look, nll = Judge(self.lm, self.task, space, self.runner.limit, reads), list[float]()
-
-        def blocks() -> Iterator[Factors]:
-            for factors, own in look([(labels[i], ids[i]) for i in order], "computing the candidates' gradients"):
-                nll.extend(own)
-                yield factors
-
-        kernel = FactorKernel(blocks(), self.bias, order=order)
-        back_N = torch.tensor(order, dtype=torch.long).argsort()
-        return kernel, torch.tensor(nll, dtype=torch.float64).nan_to_num()[back_N]
+        labelled = list(zip(labels, self.task.texts_ids(list(texts)), strict=True))
+        look = Judge(self.lm, self.task, space, self.runner.limit, reads)
+        return look.kernel(labelled, self.bias, "computing the candidates' gradients")
 
     def select(self, seen: Seen, target: ReleasedTarget, counts: Sequence[int]) -> Selected:
         """The set, of so many candidates of every class, that is best for a target in the candidates' space."""

@@ -69,7 +69,8 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], fl
     peak = 0.0
     for side in _SIDES.get(device.type, (_LARGE_SIDE,)):
         # Of numbers like any other: a GPU multiplies ones faster, because it takes less power.
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        generator = torch.Generator(device).manual_seed(0)
+        a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
         seconds = _fastest(partial(torch.mm, a, b), device, clock)
         peak = max(peak, 2.0 * side**3 / seconds)
         if seconds > _SLOW:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -245,6 +246,10 @@ def planned_spends(
     return found
 
 
+Sums = tuple[PrivateAccumulator, PrivateUnigrams | None]
+"""What is released, before its noise: of gradients, and of shares of words where they are asked for."""
+
+
 @torch.no_grad()
 def private_target(
     lm: LanguageModel,
@@ -295,37 +300,22 @@ def private_target(
     if words_clip is not None:
         parts[WORDS] = words_clip, int(shares.words_V.sum())
 
-    def prepare() -> tuple[PrivateAccumulator, PrivateUnigrams | None]:
+    def prepare() -> Sums:
         total = PrivateAccumulator(sizes, classes, clip, lm.device)
         words = None if words_clip is None else PrivateUnigrams(shares, classes, words_clip)
-        for label, batches in enumerate(rows):
-            for texts in batches:
-                for text in texts:
-                    ids = _ids_of(task, text)
-                    total.add(label, _one_text(lm, task, space, ids, label), 1)
-                    if words is not None:
-                        words.add(label, ids)
-                    progress(1)
+        _add_rows((total, words), lm, task, rows, space, progress)
         return total, words
 
     def load() -> dict[str, Tensor] | None:
         kept = shelf.load_state(STATE)
         return None if kept is None else kept[0]
 
-    def draw(sums: tuple[PrivateAccumulator, PrivateUnigrams | None]) -> dict[str, Tensor]:
-        total, words = sums
-        means_CM, counts = total.release(plan, divisors, noise)
-        drawn = {"means": means_CM, "counts": torch.tensor(counts, dtype=torch.float64)}
-        if words is not None:
-            drawn["words"], drawn["words_std"] = words.release(plan, counts, noise)
-        return drawn
-
     kept = release_once(
         ledger,
         planned_spends(plan, classes, parts, noise),
         load,
         prepare,
-        draw,
+        lambda sums: _drawn(sums, plan, divisors, noise),
         lambda drawn: shelf.save_state(STATE, drawn, {}),
     )
     targets = [sizes.target(mean_M, lm.device) for mean_M in kept["means"].cpu()]
@@ -336,6 +326,35 @@ def private_target(
             for target, mean_W, std in own
         ]
     return ReleasedTarget(tuple(targets), space), tuple(kept["counts"].tolist())
+
+
+def _add_rows(
+    sums: Sums,
+    lm: LanguageModel,
+    task: BoundTask,
+    rows: Sequence[Iterable[list[str]]],
+    space: Space,
+    progress: Callable[[int], None],
+) -> None:
+    """Adds every row to the sums, alone: in a batch its numbers would depend on other rows."""
+    total, words = sums
+    for label, batches in enumerate(rows):
+        for text in chain.from_iterable(batches):
+            ids = _ids_of(task, text)
+            total.add(label, _one_text(lm, task, space, ids, label), 1)
+            if words is not None:
+                words.add(label, ids)
+            progress(1)
+
+
+def _drawn(sums: Sums, plan: Plan, divisors: Sequence[float] | None, noise: Noise) -> dict[str, Tensor]:
+    """What the run folder keeps: means and shares with noise, and what they were divided by."""
+    total, words = sums
+    means_CM, counts = total.release(plan, divisors, noise)
+    drawn = {"means": means_CM, "counts": torch.tensor(counts, dtype=torch.float64)}
+    if words is not None:
+        drawn["words"], drawn["words_std"] = words.release(plan, counts, noise)
+    return drawn
 
 
 def _ids_of(task: BoundTask, text: str) -> list[int]:

@@ -17,8 +17,9 @@ from gradmm.data.task import Batch, BoundTask
 from gradmm.decoding import log_perplexity, mean_nll
 from gradmm.gradients.factors import Factors, as_factors
 from gradmm.gradients.spaces import Space
-from gradmm.memory import BatchLimit
+from gradmm.memory import BatchLimit, by_length
 from gradmm.models import LanguageModel
+from gradmm.solvers.kernels import FactorKernel
 
 Labelled = tuple[int, Sequence[int]]
 """Label and tokens of a text."""
@@ -50,6 +51,25 @@ class Judge:
         """
         return self.limit.map(self._look, labelled, doing)
 
+    def kernel(self, labelled: Sequence[Labelled], bias: str, doing: str) -> tuple[FactorKernel, Tensor]:
+        """Inner products of the texts' gradients, and log-perplexities (N), float64, 0 where there is none.
+
+        Args:
+            labelled: the texts, in any order.
+            bias: as in `DistanceConfig.bias`.
+            doing: as above.
+        """
+        order, nll = by_length([ids for _, ids in labelled]), list[float]()  # padding costs what text costs
+
+        def blocks() -> Iterator[Factors]:
+            for factors, own in self([labelled[i] for i in order], doing):
+                nll.extend(own)
+                yield factors
+
+        kernel = FactorKernel(blocks(), bias, order=order)  # reads all of them
+        back_N = torch.tensor(order, dtype=torch.long).argsort()
+        return kernel, torch.tensor(nll, dtype=torch.float64).nan_to_num()[back_N]
+
     @torch.no_grad()
     def _look(self, labelled: Sequence[Labelled]) -> tuple[Factors, list[float]]:
         ids = [list(own) for _, own in labelled]
@@ -59,7 +79,7 @@ class Judge:
             return self.space.factors(self.lm, batch, embeds_NSE, 1), [0.0] * len(ids)
         if not self._reads_in_place(ids):
             factors = self.space.factors(self.lm, batch, embeds_NSE, 1)
-            return factors, log_perplexity(self.lm, ids, BatchLimit(len(ids)))
+            return factors, log_perplexity(self.lm, ids, self.limit)
         after_NT, counted_NT = self._text_tokens(batch)
         places = batch.predict_at_NL.shape[1]
         h_NPD = self.lm.hidden(embeds_NSE, torch.cat([batch.predict_at_NL, after_NT - 1], dim=1))
