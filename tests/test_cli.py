@@ -329,6 +329,14 @@ def test_preview_is_small_whatever_the_file_says(run: Run, monkeypatch: pytest.M
     assert more.admm.n_outer == 40
 
 
+def test_preview_tunes_no_writer_unless_it_is_told_to(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(cli, "_run", lambda config, *_, **__: seen.append(config) or sys.exit(0))
+    for args in ([], ["--set", "writer.rounds=3"]):
+        assert run("preview", "-d", "demo", *args).code == 0
+    assert [(one.writer.rounds, one.tilts) for one in seen] == [(1, False), (3, True)]
+
+
 # ---- doctor
 
 
