@@ -21,6 +21,7 @@ from gradmm.data.task import Task
 from gradmm.data.vocabulary import BanConfig
 from gradmm.errors import ConfigError, closest, nearest
 from gradmm.gradients.distances import DistanceConfig
+from gradmm.gradients.shrinkage import ShrinkageConfig
 from gradmm.gradients.spaces import SpaceConfig
 from gradmm.labelling import LabelCheckConfig
 from gradmm.models import ModelConfig
@@ -128,6 +129,7 @@ class GenerateConfig(BaseModel):
     ends. `both`: ADMM's texts are candidates too."""
     distance: DistanceConfig = DistanceConfig()
     space: SpaceConfig = SpaceConfig()
+    shrinkage: ShrinkageConfig = ShrinkageConfig()
     pool: PoolConfig = PoolConfig()
     writer: WriterConfig = WriterConfig()
     label_check: LabelCheckConfig = LabelCheckConfig()

@@ -80,24 +80,39 @@ def measure(
         distance_between(config, mine, theirs, has_bias)
         for mine, theirs in zip(gradients.classes, target.classes, strict=True)
     ]
-    matched = [
-        distance_between(config, gradients.together(group, own), target.together(group, own), has_bias)
-        for group in matched_together(config, len(texts))
-        for own in [[counts[label] for label in group]]
-    ]
     ids = [[task.text_ids(text) for text in own] for own in texts]
     nll = [log_perplexity(lm, own, limit) for own in ids]
     flat = [value for own in nll for value in own if not math.isnan(value)]
     lengths = [len(row) for own in ids for row in own]
     found = SetMeasures(
         texts=len(lengths),
-        distance=sum(matched) / len(matched),
+        distance=set_distance(config, gradients, target, counts, has_bias),
         class_distances=tuple(distances),
         log_perplexity=sum(flat) / len(flat) if flat else float("nan"),
         distinct_2=distinct_2([text for own in texts for text in own]),
         tokens=sum(lengths) / len(lengths),
     )
     return Measured(found, nll, gradients, lengths)
+
+
+def set_distance(
+    config: DistanceConfig, mine: ReleasedTarget, target: ReleasedTarget, counts: Sequence[int], has_bias: bool
+) -> float:
+    """Distance of what is matched together, averaged where that is each class's own.
+
+    Args:
+        config: the distance.
+        mine: mean gradients of a set of texts.
+        target: what they are held against, in the same space.
+        counts: texts of every class.
+        has_bias: whether the model's head has a bias.
+    """
+    found = [
+        distance_between(config, mine.together(group, own), target.together(group, own), has_bias)
+        for group in matched_together(config, len(counts))
+        for own in [[counts[label] for label in group]]
+    ]
+    return sum(found) / len(found)
 
 
 def distinct_2(texts: Sequence[str]) -> float:

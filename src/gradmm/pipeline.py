@@ -37,7 +37,7 @@ from gradmm.found import Found, as_found
 from gradmm.gradients.exact_target import WINDOW, Unfinished, class_target
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
-from gradmm.measures import Measured, measure
+from gradmm.measures import Measured, measure, set_distance
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model
 from gradmm.privacy.ledger import LEDGER
@@ -46,6 +46,7 @@ from gradmm.progress import Reporter, Stage, log, logging_to, unsaid
 from gradmm.result import Result, make_dataset, read_result, texts_of_run, write_result
 from gradmm.rounds import WRITER, write_rounds
 from gradmm.search import Search, Sources
+from gradmm.shrinking import Aim, asked_for, take_aim
 from gradmm.solvers.forms import Form
 from gradmm.store import LOG, TEXT_FILES, Resume, RunFolder, as_json
 from gradmm.yamlfiles import to_yaml
@@ -137,11 +138,12 @@ class _Run:
             self.private.announce(self.reporter)
         lm_texts = self._write()
         target = self._release(self._space(lm_texts), lm_texts)
-        made = None if self.config.solver == "search" else self._admm(target)
+        aim = self._aim(target, lm_texts)
+        made = None if self.config.solver == "search" else self._admm(aim.target)
         if made is not None and self.config.solver == "admm":
             found = as_found(made)
         else:
-            found = self._search(target, lm_texts, made)
+            found = self._search(aim.target, lm_texts, made)
         texts = [[one.text for one in own] for own in found.texts]
         others = {True: 2, "lm": 1, False: 0}[self.config.references]
         with self._stage("measure", len(found.before) + 1 + others, "sets") as stage:
@@ -158,6 +160,7 @@ class _Run:
                 "steps": {name: asdict(one.measures) for name, one in steps.items()},
                 "references": {name: asdict(one.measures) for name, (_, one) in references.items()},
                 "form": found.form,
+                "shrinkage": self._shrinkage(aim, own),
                 "search": found.figures,
                 "stops": made.stops if made else [],
                 "seconds": self.seconds,
@@ -190,6 +193,20 @@ class _Run:
         kept = self.folder.load_state("space")
         assert kept is not None, "it has just been written"
         return Space.from_tensors(_on(kept[0], self.lm.device))
+
+    def _aim(self, target: ReleasedTarget, lm_texts: list[list[str]]) -> Aim:
+        """The target that solvers follow: where rows are few, partly what the LM's own texts say."""
+        if not asked_for(self.search, target):
+            return Aim(target)
+        with self._stage("prior", len(lm_texts), "classes") as stage:
+            return take_aim(self.search, target, lm_texts, self.folder, stage)
+
+    def _shrinkage(self, aim: Aim, own: Measured) -> dict[str, Any] | None:
+        """What is said of a target that is not the rows' alone: the set's distance from it, too."""
+        if aim.figures is None:
+            return None
+        about = own.gradients, aim.target, self.runner.counts, self.lm.head.bias_V is not None
+        return aim.figures | {"distance": set_distance(self.config.distance, *about)}
 
     def _admm(self, target: ReleasedTarget) -> Made:
         with self._stage("admm", self.runner.steps, "block steps") as stage:

@@ -16,6 +16,7 @@ from rich.text import Text
 from gradmm.doctor import Finding
 from gradmm.errors import printable
 from gradmm.privacy.words import NOT_PRIVATE
+from gradmm.report.aim import aimed_at
 from gradmm.result import Result
 from gradmm.training.evaluate import Evaluation
 from gradmm.training_run import TrainResult
@@ -57,6 +58,8 @@ def show_measures(console: Console, metrics: dict[str, Any]) -> None:
     form = metrics.get("form")
     if form is not None and form["objectives"]:
         console.print(Text(f"Form of writing: {form['name']}, the nearest of {len(form['objectives'])}."))
+    if aimed := aimed_at(metrics):
+        console.print(Text(aimed), soft_wrap=True)
     if private is not None:
         console.print(Text(_privacy_line(private)), soft_wrap=True)
     differ, count = metrics["synthetic"]["retokenised_differently"], metrics["synthetic"]["texts"]

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from gradmm.data.rows import DataConfig
 from gradmm.errors import ConfigError
+from gradmm.gradients.shrinkage import ShrinkageConfig
 from gradmm.gradients.spaces import LossName, MapName, SpaceConfig
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.solvers.pool import PoolConfig
@@ -39,6 +40,8 @@ class Settings(Protocol):
     def class_balance(self) -> str: ...  # noqa: D102
     @property
     def pool(self) -> PoolConfig: ...  # noqa: D102
+    @property
+    def shrinkage(self) -> ShrinkageConfig: ...  # noqa: D102
 
 
 def with_private_defaults(given: Any) -> Any:
@@ -48,7 +51,9 @@ def with_private_defaults(given: Any) -> Any:
     space = given.get("space")
     loss = space.get("loss") if isinstance(space, Mapping) else getattr(space, "loss", None)
     maps = MAPS["vocabulary" if loss == "vocabulary" else "verbalisers"]
-    return {"references": LM_ALONE, **given, "space": _with_default(SpaceConfig, space, "maps", maps)}
+    small = _with_default(SpaceConfig, space, "maps", maps)
+    alone = _with_default(ShrinkageConfig, given.get("shrinkage"), "weight", 0.0)
+    return {"references": LM_ALONE, **given, "space": small, "shrinkage": alone}
 
 
 def _with_default(group: type[BaseModel], given: Any, name: str, default: Any) -> Any:
@@ -85,6 +90,11 @@ def refuse_leaks(settings: Settings) -> None:
             "class_balance is 'proportional', and how many real rows each class has would show in the result; "
             "give privacy.public_counts (which then are public), list texts_per_class, or take class_balance: "
             "equal"
+        )
+    if settings.shrinkage.weight == "auto":
+        raise ConfigError(
+            "shrinkage.weight is 'auto', which looks at how much real rows disagree, and that is not released; "
+            "leave it out (0 with privacy: the released target as it is), or give a number"
         )
     if settings.pool.files and not privacy.files_are_public:
         raise ConfigError(

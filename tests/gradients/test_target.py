@@ -103,7 +103,7 @@ def test_target_carries_no_autograd_graph(tiny_lm, tiny_task):
     lm = tiny_lm("phi")
     target = compute_target(lm, tiny_task(lm, MIXED), batches(SPLIT, 5))
     values = [value for own in target.classes for value in own.tensors().values()]
-    assert len(values) == 3 + 3 + 2
+    assert len(values) == (3 + 3 + 2) + 3 * 3, "of factors or dense, and of the rows' spread"
     assert not any(value.requires_grad or value.grad_fn for value in values)
 
 
@@ -447,7 +447,8 @@ def test_in_a_small_space_a_target_is_small(tiny_lm, tiny_task):
     task = tiny_task(lm, MIXED)
     space = space_of(lm, task, ("verbaliser", "subspace"))
     for own in compute_target(lm, task, batches(SPLIT, 4), space=space).classes:
-        assert sum(value.numel() for value in own.tensors().values()) <= 5 * 5 + 5
+        spread = 1 + 2 + 5
+        assert sum(value.numel() for value in own.tensors().values()) <= 5 * 5 + 5 + spread
     assert compute_target(lm, task, batches(SPLIT, 4)).space is IDENTITY
 
 

@@ -34,6 +34,7 @@ from gradmm.progress import Shown, Stage
 from gradmm.rounds import WRITER, write_rounds
 from gradmm.search import Search
 from gradmm.seeds import make_generator
+from gradmm.shrinking import asked_for, take_aim
 from gradmm.solvers.forms import Form
 from gradmm.solvers.pool import Candidate
 
@@ -42,6 +43,7 @@ Need = Literal[
     "pools",
     "space",
     "target",
+    "aim",
     "scores",
     "lm_more",
     "real_texts",
@@ -123,6 +125,14 @@ class Material:
         """Mean gradients of the real rows."""
         return self.labelled_as(0)
 
+    @cached_property
+    def aim(self) -> ReleasedTarget:
+        """What ours follow: the real rows' target; where they are few, between it and what the LM's texts say."""
+        search = self.search(self.budget)
+        if not asked_for(search, self.target):
+            return self.target
+        return take_aim(search, self.target, self.lm_texts, self.folder, self.stage).target
+
     def labelled_as(self, shift: int) -> ReleasedTarget:
         """Mean gradients of the real rows as if each were of a later class by so many; by none, of their own."""
         classes, name = [], "target" if not shift else f"target-as-{shift}"
@@ -180,8 +190,8 @@ class Material:
 
     @cached_property
     def grown(self) -> list[list[Candidate]]:
-        """`pools`, and what the writer wrote towards the real rows' target."""
-        return self.grow("grown", self.target)
+        """`pools`, and what the writer wrote towards what ours follow."""
+        return self.grow("grown", self.aim)
 
     def grow(self, kind: str, target: ReleasedTarget) -> list[list[Candidate]]:
         """`pools`, and what the writer wrote towards a target; from now on `kind` of `seen` and `select`."""
@@ -211,8 +221,8 @@ class Material:
 
     @cached_property
     def seen_grown(self) -> list[Seen]:
-        """`seen` of the pool that grew towards the target."""
-        return self.seen("grown", self.target)
+        """`seen` of the pool that grew towards what ours follow."""
+        return self.seen("grown", self.aim)
 
     @cached_property
     def seen_real(self) -> list[Seen]:

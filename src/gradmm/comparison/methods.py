@@ -55,12 +55,12 @@ class Method:
 
 
 def _search(material: Material, count: int) -> TextSet:
-    selected = material.select("grown", material.target, count)
-    return TextSet(material.refine(material.target, selected, f"search-{count}"))
+    selected = material.select("grown", material.aim, count)
+    return TextSet(material.refine(material.aim, selected, f"search-{count}"))
 
 
 def _selection(material: Material, count: int) -> TextSet:
-    return TextSet(material.select("grown", material.target, count))
+    return TextSet(material.select("grown", material.aim, count))
 
 
 def _admm(material: Material, count: int) -> TextSet:
@@ -189,7 +189,7 @@ def _both(material: Material, count: int) -> TextSet:
 
 
 _GROWS: tuple[Need, ...] = ("lm_texts", "space", "target")
-_SELECTS: tuple[Need, ...] = (*_GROWS, "grown", "seen_grown")
+_SELECTS: tuple[Need, ...] = (*_GROWS, "aim", "grown", "seen_grown")
 _WRITES: tuple[Need, ...] = ("lm_texts", "pools")
 METHODS = {
     method.name: method

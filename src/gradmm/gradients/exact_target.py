@@ -18,8 +18,9 @@ from torch import Tensor
 from gradmm.checkpoints import Checkpoints
 from gradmm.data.task import BoundTask
 from gradmm.errors import DataError, NonFiniteError
-from gradmm.gradients.factors import Factors
+from gradmm.gradients.factors import Factors, as_one_set
 from gradmm.gradients.spaces import IDENTITY, Space
+from gradmm.gradients.spread import SpreadCounter
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
 from gradmm.gradients.unigrams import UnigramCounter
 from gradmm.memory import BatchLimit, by_length
@@ -119,23 +120,32 @@ class Unfinished:
     def __post_init__(self) -> None:
         self._kept_at = self.clock()
 
-    def load(self, total: TargetAccumulator, counter: UnigramCounter | None, device: torch.device) -> int:
+    def load(
+        self,
+        total: TargetAccumulator,
+        spread: SpreadCounter,
+        counter: UnigramCounter | None,
+        device: torch.device,
+    ) -> int:
         """Goes on from what was kept; returns the number of rows in it."""
         kept = self.folder.load_state(self.name)
         if kept is None:
             return 0
         rows = int(kept[1]["rows"])
         total.load(kept[0], rows, device)
+        spread.load(kept[0])
         if counter is not None:
             counter.load(kept[0])
         return rows
 
-    def keep(self, total: TargetAccumulator, counter: UnigramCounter | None, rows: int) -> None:
+    def keep(
+        self, total: TargetAccumulator, spread: SpreadCounter, counter: UnigramCounter | None, rows: int
+    ) -> None:
         """Keeps the sum over the first rows, if it is time."""
         sums = total.tensors()
         if sums and self.clock() - self._kept_at >= self.seconds:
             counts = {} if counter is None else counter.tensors()
-            self.folder.save_state(self.name, sums | counts, {"rows": rows})
+            self.folder.save_state(self.name, sums | spread.tensors() | counts, {"rows": rows})
             self._kept_at = self.clock()
 
 
@@ -164,8 +174,9 @@ def class_target(
         with_unigrams: whether it is also said how often tokens stand in the rows.
         unfinished: where the sum is kept on the way; None starts from the first row.
     """
-    total, counter = TargetAccumulator(), UnigramCounter(task, len(lm.embeddings_VE)) if with_unigrams else None
-    done, rows = 0 if unfinished is None else unfinished.load(total, counter, lm.device), 0
+    total, spread = TargetAccumulator(), SpreadCounter()
+    counter = UnigramCounter(task, len(lm.embeddings_VE)) if with_unigrams else None
+    done, rows = 0 if unfinished is None else unfinished.load(total, spread, counter, lm.device), 0
     if done:
         progress(done)
     for texts in batches:
@@ -177,13 +188,14 @@ def class_target(
         if counter is not None:
             counter.add(ids)
         alike = [ids[i] for i in by_length(ids)]
-        summed = partial(_summed, lm, task, label=label, space=space)
-        for sums, count in limit.map(summed, alike, "computing the target"):
-            total.add(sums, count)
-            progress(count)
+        each = partial(_each, lm, task, label=label, space=space)
+        for sets in limit.map(each, alike, "computing the target"):
+            total.add(as_one_set([sets]), sets.num_sets)
+            spread.add(sets)
+            progress(sets.num_sets)
         if unfinished is not None:
-            unfinished.keep(total, counter, rows)
-    return total.mean() if counter is None else replace(total.mean(), unigrams=counter.mean())
+            unfinished.keep(total, spread, counter, rows)
+    return replace(total.mean(), spread=spread.mean(), unigrams=None if counter is None else counter.mean())
 
 
 def _checked_ids(task: BoundTask, texts: Sequence[str], label: int) -> list[list[int]]:
@@ -197,14 +209,13 @@ def _checked_ids(task: BoundTask, texts: Sequence[str], label: int) -> list[list
     return ids
 
 
-def _summed(
-    lm: LanguageModel, task: BoundTask, ids: Sequence[list[int]], label: int, space: Space
-) -> tuple[Factors, int]:
+def _each(lm: LanguageModel, task: BoundTask, ids: Sequence[list[int]], label: int, space: Space) -> Factors:
+    """Every row's gradient, as a set of its own."""
     batch = task.collate(ids, [label] * len(ids)).to(lm.device)
-    mean = space.factors(lm, batch, batch.embed(lm.embeddings_VE), len(ids))
-    if not bool(torch.isfinite(mean.r_KJV).all() & torch.isfinite(mean.h_KJD).all()):
+    sets = space.factors(lm, batch, batch.embed(lm.embeddings_VE), 1)
+    if not bool(torch.isfinite(sets.r_KJV).all() & torch.isfinite(sets.h_KJD).all()):
         raise NonFiniteError(
             f"the gradient of a row of class {task.task.label_names[label]!r} is not finite in {lm.dtype}; set "
             "model.dtype to float32 (or bfloat16, if it is float16)"
         )
-    return Factors(mean.r_KJV, mean.h_KJD, mean.weight_KJ * len(ids)), len(ids)
+    return sets

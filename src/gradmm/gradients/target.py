@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradmm.gradients.factors import Factors, Inner, as_one_set, inner, inner_dense
 from gradmm.gradients.spaces import IDENTITY, LinearMap, Space
+from gradmm.gradients.spread import Spread
 from gradmm.gradients.unigrams import Unigrams
 
 
@@ -22,6 +23,8 @@ class ClassTarget:
     dense: tuple[Tensor, Tensor] | None
     unigrams: Unigrams | None = None
     """How often each token stands in the rows, where that is released too."""
+    spread: Spread | None = None
+    """How much the rows' gradients differ; None where that is not released."""
 
     def inner(self, sets: Factors) -> Inner:
         """<G_k, target> for every set."""
@@ -64,15 +67,18 @@ class ClassTarget:
 
     def mapped(self, shift: LinearMap) -> ClassTarget:
         """The gradient after a map that only shifts h."""
+        h_shift_D = cast(Tensor, shift.h_shift_D)
+        spread = None if self.spread is None else self.spread.shifted(h_shift_D)
         if self.factors is not None:
             r_KJV, h_KJD = shift(self.factors.r_KJV, self.factors.h_KJD)
-            return ClassTarget(Factors(r_KJV, h_KJD, self.factors.weight_KJ), None, self.unigrams)
-        (weight_VD, bias_V), h_shift_D = self.materialised(), cast(Tensor, shift.h_shift_D)
-        return ClassTarget(None, (weight_VD - bias_V.unsqueeze(1) * h_shift_D, bias_V), self.unigrams)
+            return replace(self, factors=Factors(r_KJV, h_KJD, self.factors.weight_KJ), spread=spread)
+        weight_VD, bias_V = self.materialised()
+        return replace(self, dense=(weight_VD - bias_V.unsqueeze(1) * h_shift_D, bias_V), spread=spread)
 
     def tensors(self) -> dict[str, Tensor]:
         """For the run folder; `from_tensors` reads it back."""
         more = {} if self.unigrams is None else self.unigrams.tensors()
+        more |= {} if self.spread is None else self.spread.tensors()
         if self.factors is not None:
             own = {"r": self.factors.r_KJV, "h": self.factors.h_KJD, "weight": self.factors.weight_KJ}
             return own | more
@@ -82,10 +88,10 @@ class ClassTarget:
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> ClassTarget:
         """Inverse of `tensors`."""
-        unigrams = Unigrams.from_tensors(tensors)
+        known = Unigrams.from_tensors(tensors), Spread.from_tensors(tensors)
         if "dense_weight" in tensors:
-            return ClassTarget(None, (tensors["dense_weight"], tensors["dense_bias"]), unigrams)
-        return ClassTarget(Factors(tensors["r"], tensors["h"], tensors["weight"]), None, unigrams)
+            return ClassTarget(None, (tensors["dense_weight"], tensors["dense_bias"]), *known)
+        return ClassTarget(Factors(tensors["r"], tensors["h"], tensors["weight"]), None, *known)
 
 
 def weighted_sum(parts: Sequence[ClassTarget], weights: Sequence[float]) -> ClassTarget:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from gradmm.report.aim import aimed_at
 from gradmm.report.metadata import COLUMNS, data_name, keeps_promise
 from gradmm.report.names import code, public_name
 from gradmm.report.numbers import distance, fixed, percent
@@ -74,6 +75,7 @@ def how(run: Texts) -> Lines:
         f"- **Task**: {task}",
         f"- **Solver**: {code(solver)}: {_SOLVERS.get(solver, _UNKNOWN)}",
         *_form(run),
+        *_aim(run),
         *_brought(run),
         "",
         *_classes(run, words),
@@ -163,6 +165,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> Lin
 def _form(run: Texts) -> Lines:
     form = run.metrics.get("form")
     return [f"- **Form of writing**, which all texts took: {code(str(form['name']))}"] if form is not None else []
+
+
+def _aim(run: Texts) -> Lines:
+    aimed = aimed_at(run.metrics)
+    return [f"- **Target**: {aimed}"] if aimed else []
 
 
 def _given(word: str, value: Any) -> str:

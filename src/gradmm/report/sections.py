@@ -8,6 +8,7 @@ from typing import Any
 
 from gradmm.privacy.words import promise_line
 from gradmm.report import drawings, words
+from gradmm.report.aim import aimed_at
 from gradmm.report.numbers import distance, duration, fixed, percent, significant
 from gradmm.report.page import (
     Beside,
@@ -182,6 +183,8 @@ def _selection(run: Texts) -> Section | None:
             f" All candidates took the form of writing {form['name']}: of {len(form['objectives'])} that were "
             "tried, texts of the model came nearest to the target in it."
         )
+    if aimed := aimed_at(run.metrics):
+        note += f" {aimed}"
     parts: list[Part] = [Paragraph(note), _candidates(run, every), _objectives(run, every)]
     if before:  # of a run that was published they are left out
         told = "The selected texts, before single tokens were changed"

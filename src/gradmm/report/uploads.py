@@ -37,8 +37,8 @@ CONFIG, METRICS, REPORT = "config.yaml", "metrics.json", "report.html"
 PUBLISHED = (README, TEXTS, REPORT, CONFIG, METRICS, LEDGER)
 SETTINGS = (
     *("model", "data", "task", "texts_per_class", "class_balance", "block_size", "per_device_batch_size", "seed"),
-    *("references", "nearest_rows", "solver", "distance", "space", "pool", "writer", "label_check", "selection"),
-    *("refinement", "admm", "projection", "initial", "lengths", "bans", "privacy"),
+    *("references", "nearest_rows", "solver", "distance", "space", "shrinkage", "pool", "writer", "label_check"),
+    *("selection", "refinement", "admm", "projection", "initial", "lengths", "bans", "privacy"),
 )
 """Settings of `generate` that are published; a new one has to be looked at first."""
 _SET = (
@@ -139,6 +139,8 @@ def _figures(metrics: Mapping[str, Any]) -> str:
         kept[group] = {name: _only(_SET, metrics[group][name]) for name in names if name in metrics[group]}
     if metrics.get("form"):
         kept["form"] = {"name": str(metrics["form"]["name"])}
+    if metrics.get("shrinkage"):
+        kept["shrinkage"] = _only(("weight", "noise_share", "distance"), metrics["shrinkage"])
     if "privacy" in metrics:
         kept["privacy"] = _only(_PRIVACY, metrics["privacy"])
     return json.dumps(kept, indent=2, allow_nan=False) + "\n"

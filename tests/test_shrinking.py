@@ -1,0 +1,160 @@
+"""Few rows: what is aimed at between them and the LM's own texts, from the settings to what is said of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradmm import shrinking
+from gradmm.blocks import BlockRunner
+from gradmm.comparison.material import Material, Silent
+from gradmm.data.sources import load_data
+from gradmm.gradients.distances import distance_between
+from gradmm.gradients.exact_target import compute_target
+from gradmm.gradients.shrinkage import MOST
+from gradmm.gradients.target import weighted_sum
+from gradmm.pipeline import generate
+from gradmm.privacy.verification import verify
+from gradmm.search import Search
+from gradmm.shrinking import asked_for, take_aim
+from private_tools import ROWS as PRIVATE_ROWS
+from private_tools import make as make_private
+from store_tools import Kept
+from test_pipeline import TINY_ROWS, Interrupting, data_bytes
+from test_search import config
+
+ALONE = {"shrinkage": {"weight": 0}}
+
+
+def of(demo_lm: Any, demo_task: Any, rows: Any, **changes: Any) -> Material:
+    settings = config(space={"public_texts": 6}, **changes)
+    return Material(demo_lm, demo_task, load_data(rows), settings, 0, Kept(), 3)
+
+
+def few(count: int) -> list[tuple[str, int]]:
+    """Rows that differ in a number alone, so many of every class."""
+    return [
+        (f"The film is {word}, story {n}.", c) for c, word in enumerate(("bad", "great")) for n in range(count)
+    ]
+
+
+# ---- when, and how much
+
+
+def test_rows_that_disagree_ask_for_the_lms_texts(demo_lm: Any, demo_task: Any) -> None:
+    own = of(demo_lm, demo_task, TINY_ROWS)
+    assert own.aim is own.target, "rows that are all but the same leave no doubt"
+    odd = [
+        (row["text"] if isinstance(row, dict) else row, c) for c, some in enumerate(demo_rows()) for row in some
+    ]
+    doubtful = of(demo_lm, demo_task, odd)
+    assert doubtful.aim is not doubtful.target
+    assert of(demo_lm, demo_task, odd, **ALONE).aim.whole is not None, "centred, and nothing else"
+    plain = of(demo_lm, demo_task, odd, **ALONE)
+    assert plain.aim is plain.target
+
+
+def demo_rows(count: int = 3) -> list[list[str]]:
+    rows = load_data("demo")
+    return [rows.texts_of(label)[:count] for label in range(rows.num_classes)]
+
+
+def test_a_number_is_taken_as_it_is(demo_lm: Any, demo_task: Any) -> None:
+    """Against the mean gradients of rows and of chosen texts, put together by hand."""
+    own = of(demo_lm, demo_task, few(4), shrinkage={"weight": 0.4, "share": 0.5})
+    search = own.search(3)
+    pools = search.pool(own.lm_texts, [], fewest=1)
+    chosen = [
+        [pool[i].text for i in score_N.argsort(descending=True, stable=True)[: round(0.5 * len(pool))].tolist()]
+        for pool, score_N in zip(pools, search.check_labels(pools), strict=True)
+    ]
+    prior = compute_target(demo_lm, demo_task, [[texts] for texts in chosen], space=own.target.space)
+    for found, mine, other in zip(own.aim.classes, own.target.classes, prior.classes, strict=True):
+        expected = weighted_sum([mine, other], [0.6, 0.4])
+        assert distance_between(search.config.distance, found, expected, False) < 1e-6
+    assert own.aim.whole is own.target.whole
+
+
+@pytest.mark.parametrize(("solver", "weight"), [("admm", "auto"), ("admm", 0.5), ("search", 0)])
+def test_it_is_not_asked_for(demo_lm: Any, demo_task: Any, solver: str, weight: Any) -> None:
+    settings = config(solver=solver, shrinkage={"weight": weight})
+    search = Search(BlockRunner(demo_lm, demo_task, settings))
+    target = compute_target(demo_lm, demo_task, [[texts] for texts in demo_rows()]).centred()
+    assert not asked_for(search, target)
+    assert asked_for(Search(BlockRunner(demo_lm, demo_task, config())), target)
+
+
+def test_classes_of_one_row_are_taken_at_their_word(demo_lm: Any, demo_task: Any) -> None:
+    """How far a single row is off is not known."""
+    target = compute_target(demo_lm, demo_task, [[texts] for texts in demo_rows(1)]).centred()
+    assert not asked_for(Search(BlockRunner(demo_lm, demo_task, config())), target)
+
+
+def test_what_the_lm_says_is_computed_once(demo_lm: Any, demo_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, folder = of(demo_lm, demo_task, few(4), shrinkage={"weight": 0.5}), Kept()
+    about = own.search(3), own.target, own.lm_texts, folder, Silent()
+    first = take_aim(*about)
+    monkeypatch.setattr(shrinking, "class_target", lambda *_, **__: pytest.fail("it is kept"))
+    again = take_aim(*about)
+    for one, other in zip(first.target.classes, again.target.classes, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.materialised(), other.materialised(), strict=True))
+
+
+# ---- a run
+
+
+def run(lm: Any, *more: Any, **changes: Any) -> Any:
+    rows = [(text, label) for label, texts in enumerate(demo_rows(4)) for text in texts]
+    return generate(lm, "sst2", rows, config(space={"public_texts": 12}, **changes), *more)
+
+
+def test_a_run_says_what_it_aimed_at(demo_lm: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "gradmm"):
+        found = run(demo_lm, tmp_path / "run").metrics
+    own = found["shrinkage"]
+    assert set(own) == {"weight", "noise_share", "distance"} and 0 < own["weight"] <= MOST
+    assert own["noise_share"] > 0.2
+    assert own["distance"] < found["synthetic"]["distance"], "nearer to what it was made towards than to the rows"
+    said = f"few rows: {100 * min(1, own['noise_share']):.0f}% of what their mean gradient says is noise"
+    assert said in caplog.text
+    assert run(demo_lm, **ALONE).metrics["shrinkage"] is None
+    asked = run(demo_lm, shrinkage={"weight": 0.25}).metrics["shrinkage"]
+    assert (asked["weight"], asked["noise_share"]) == (0.25, None)
+
+
+def test_wherever_it_is_interrupted_it_aims_at_the_same(demo_lm: Any, tmp_path: Path) -> None:
+    run(demo_lm, tmp_path / "whole")
+    advances = 12 + 8 + 1  # LM texts, rows, a class
+    with pytest.raises(KeyboardInterrupt):
+        run(demo_lm, tmp_path / "run", Interrupting(advances))
+    run(demo_lm, tmp_path / "run")
+    assert data_bytes(tmp_path / "run") == data_bytes(tmp_path / "whole")
+    whole, again = (json.loads((tmp_path / one / "metrics.json").read_text()) for one in ("whole", "run"))
+    assert again["shrinkage"] == whole["shrinkage"] is not None
+
+
+# ---- with privacy
+
+
+def test_a_private_run_takes_the_release_alone_unless_a_number_is_given(demo_lm: Any, tmp_path: Path) -> None:
+    plain = make_private(demo_lm, PRIVATE_ROWS, tmp_path / "plain")
+    assert plain.metrics["shrinkage"] is None
+    asked = make_private(demo_lm, PRIVATE_ROWS, tmp_path / "asked", shrinkage={"weight": 0.5})
+    assert asked.metrics["shrinkage"]["noise_share"] is None
+    verify(tmp_path / "asked")
+
+
+def test_a_private_run_may_not_look_at_how_rows_disagree(demo_lm: Any, tmp_path: Path) -> None:
+    message = "shrinkage.weight is 'auto', which looks at how much real rows disagree, and that is not released"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_private(demo_lm, PRIVATE_ROWS, tmp_path / "run", shrinkage={"weight": "auto"})
+    assert (
+        make_private(demo_lm, PRIVATE_ROWS, tmp_path / "run", shrinkage={"share": 0.5}).metrics["shrinkage"]
+        is None
+    )
