@@ -29,6 +29,7 @@ def config(**changes: Any) -> GenerateConfig:
         **{"solver": "search", "texts_per_class": 3, "block_size": 3, "references": False},
         "pool": {"texts_per_text": 6},
         "space": {"public_texts": 3},
+        "shrinkage": {"weight": 0},  # the rows are few, and what that does is told in test_shrinking
         "writer": {"rounds": 1},
         "refinement": {"evaluations": 6, "proposals": 3, "places": 2},
         "initial": {"candidates": 2},

@@ -46,7 +46,7 @@ from gradmm.progress import Reporter, Stage, log, logging_to, unsaid
 from gradmm.result import Result, make_dataset, read_result, texts_of_run, write_result
 from gradmm.rounds import WRITER, write_rounds
 from gradmm.search import Search, Sources
-from gradmm.shrinking import Aim, asked_for, take_aim
+from gradmm.shrinking import Aim, is_asked_for, take_aim
 from gradmm.solvers.forms import Form
 from gradmm.store import LOG, TEXT_FILES, Resume, RunFolder, as_json
 from gradmm.yamlfiles import to_yaml
@@ -196,10 +196,10 @@ class _Run:
 
     def _aim(self, target: ReleasedTarget, lm_texts: list[list[str]]) -> Aim:
         """The target that solvers follow: where rows are few, partly what the LM's own texts say."""
-        if not asked_for(self.search, target):
+        if not is_asked_for(self.search, target):
             return Aim(target)
         with self._stage("prior", len(lm_texts), "classes") as stage:
-            return take_aim(self.search, target, lm_texts, self.folder, stage)
+            return take_aim(self.search, target, lm_texts, self._real, self.folder, stage)
 
     def _shrinkage(self, aim: Aim, own: Measured) -> dict[str, Any] | None:
         """What is said of a target that is not the rows' alone: the set's distance from it, too."""

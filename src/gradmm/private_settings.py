@@ -91,10 +91,10 @@ def refuse_leaks(settings: Settings) -> None:
             "give privacy.public_counts (which then are public), list texts_per_class, or take class_balance: "
             "equal"
         )
-    if settings.shrinkage.weight == "auto":
+    if settings.shrinkage.weight != 0:
         raise ConfigError(
-            "shrinkage.weight is 'auto', which looks at how much real rows disagree, and that is not released; "
-            "leave it out (0 with privacy: the released target as it is), or give a number"
+            f"shrinkage.weight is {settings.shrinkage.weight!r}, which looks at how much real rows disagree and "
+            "has the LM learn from them; leave it out with privacy"
         )
     if settings.pool.files and not privacy.files_are_public:
         raise ConfigError(

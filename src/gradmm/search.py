@@ -28,7 +28,7 @@ from gradmm.found import Found, Seen, Written, split
 from gradmm.gradients.distances import FORMULAS, components, matched_together
 from gradmm.gradients.spaces import Space
 from gradmm.gradients.target import ReleasedTarget
-from gradmm.labelling import calibrated, label_log_probs
+from gradmm.labelling import Reader, calibrated, label_log_probs
 from gradmm.progress import Stage
 from gradmm.public_text import PublicText
 from gradmm.seeds import make_generator
@@ -170,9 +170,9 @@ class Search:
         # Once more where the form changed it: it may have more tokens now, and end in a full stop where it is cut.
         return kept if kept is None or formed == kept else self.fitted(formed, form)
 
-    def check_labels(self, pools: Sequence[Sequence[Candidate]]) -> list[Tensor]:
-        """Calibrated probability of the own label of every candidate, per class (N)."""
-        return [own_NC[:, label] for label, own_NC in enumerate(self._label_scores(pools))]
+    def check_labels(self, pools: Sequence[Sequence[Candidate]], reader: Reader | None = None) -> list[Tensor]:
+        """Calibrated probability of every candidate's own label, per class (N), to the LM or another reader."""
+        return [own_NC[:, label] for label, own_NC in enumerate(self._label_scores(pools, reader or self.lm))]
 
     def choosable(self, pools: Sequence[Sequence[Candidate]]) -> list[Checked]:
         """`checked` for a choice on the way: where labels have no say in it, all scores are 1, at no cost."""
@@ -182,16 +182,16 @@ class Search:
 
     def checked(self, pools: Sequence[Sequence[Candidate]]) -> list[Checked]:
         """The same beside the candidates, which are relabelled first where that is asked for."""
-        scores = self._label_scores(pools)
+        scores = self._label_scores(pools, self.lm)
         if self.config.label_check.relabel:
             names, alike = self.task.task.label_names, self.config.pool.near_duplicate
             return relabel(pools, scores, self.runner.counts, names, alike)
         return [Checked(list(pools[label]), own_NC[:, label]) for label, own_NC in enumerate(scores)]
 
-    def _label_scores(self, pools: Sequence[Sequence[Candidate]]) -> list[Tensor]:
+    def _label_scores(self, pools: Sequence[Sequence[Candidate]], reader: Reader) -> list[Tensor]:
         """Calibrated probability of every class for every candidate, per class (N, C)."""
         ids = [self.task.texts_ids([candidate.text for candidate in pool]) for pool in pools]
-        scores = [label_log_probs(self.lm, self.task, own, self.runner.limit) for own in ids]
+        scores = [label_log_probs(reader, self.task, own, self.runner.limit) for own in ids]
         fair = calibrated(torch.cat(scores), [len(own) for own in ids])
         return list(torch.split(fair, [len(own) for own in ids]))
 

@@ -34,7 +34,7 @@ from gradmm.progress import Shown, Stage
 from gradmm.rounds import WRITER, write_rounds
 from gradmm.search import Search
 from gradmm.seeds import make_generator
-from gradmm.shrinking import asked_for, take_aim
+from gradmm.shrinking import is_asked_for, take_aim
 from gradmm.solvers.forms import Form
 from gradmm.solvers.pool import Candidate
 
@@ -129,9 +129,9 @@ class Material:
     def aim(self) -> ReleasedTarget:
         """What ours follow: the real rows' target; where they are few, between it and what the LM's texts say."""
         search = self.search(self.budget)
-        if not asked_for(search, self.target):
+        if not is_asked_for(search, self.target):
             return self.target
-        return take_aim(search, self.target, self.lm_texts, self.folder, self.stage).target
+        return take_aim(search, self.target, self.lm_texts, self.draw_rows, self.folder, self.stage).target
 
     def labelled_as(self, shift: int) -> ReleasedTarget:
         """Mean gradients of the real rows as if each were of a later class by so many; by none, of their own."""
@@ -159,8 +159,11 @@ class Material:
     @cached_property
     def real_texts(self) -> list[list[str]]:
         """Real rows to choose from, per class."""
-        counts = [min(self.max_real, count) for count in self.rows.counts()]
-        drawn = self.rows.sample(counts, self.seed)
+        return self.draw_rows([self.max_real] * self.rows.num_classes)
+
+    def draw_rows(self, counts: Sequence[int]) -> list[list[str]]:
+        """So many real rows of every class, at random; all of a class that has fewer."""
+        drawn = self.rows.sample(list(map(min, counts, self.rows.counts())), self.seed)
         return [drawn.texts_of(label) for label in range(drawn.num_classes)]
 
     @cached_property

@@ -148,9 +148,7 @@ def _lm_few_shot(material: Material, count: int) -> TextSet:
 
 
 def _real_random(material: Material, count: int) -> TextSet:
-    counts = [min(count, rows) for rows in material.rows.counts()]
-    drawn = material.rows.sample(counts, material.seed)
-    return TextSet([drawn.texts_of(label) for label in range(drawn.num_classes)])
+    return TextSet(material.draw_rows([count] * material.rows.num_classes))
 
 
 def _real_all(material: Material, count: int) -> TextSet:

@@ -16,7 +16,7 @@ def aimed_at(metrics: Mapping[str, Any]) -> str:
     if found["noise_share"] is None:
         why = "As the settings ask,"
     else:
-        share = percent(min(1.0, found["noise_share"]))
+        share = percent(found["noise_share"])
         why = f"The real rows are few: {share} of what their mean gradient says is noise, so"
     return (
         f"{why} {percent(found['weight'])} of what was aimed at is what the model's own texts say of the "
