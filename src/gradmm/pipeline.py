@@ -2,10 +2,10 @@
 
     load -> pool -> space -> target -> admm | form, write on, select and refine -> measure -> write
 
-Only `_release` and `_references` see real rows; the solvers get a `ReleasedTarget`. With privacy it is the release
-alone, with noise (`private_run`): every other look at the rows is refused or left out. A run that is interrupted
-continues from its folder: each class's target and every outer iteration are checkpointed, and whatever is drawn
-comes from a generator of its own, seeded by what it is for.
+Only `_release`, `_aim` and `_references` see real rows; the solvers get a `ReleasedTarget`. With privacy it is the
+release alone, with noise (`private_run`): every other look at the rows is refused or left out. A run that is
+interrupted continues from its folder: each class's target and every outer iteration are checkpointed, and whatever
+is drawn comes from a generator of its own, seeded by what it is for.
 """
 
 from __future__ import annotations
