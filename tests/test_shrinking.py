@@ -124,8 +124,6 @@ def run(lm: Any, *more: Any, **changes: Any) -> Any:
     rows = [(text, label) for label, texts in enumerate(demo_rows(4)) for text in texts]
     settings = config(**{"space": {"public_texts": 12}, "shrinkage": AUTO, **changes})
     return generate(lm, "sst2", rows, settings, *more)
-        lm, "sst2", rows, config(**{"space": {"public_texts": 12}, "shrinkage": AUTO, **changes}), *more
-    )
 
 
 def test_a_run_says_what_it_aimed_at(demo_lm: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
