@@ -120,6 +120,7 @@ TYPOS = [
     ("lengths.max_token", "max_tokens"),
     ("bans.english", "english_only"),
     ("space.map", "maps"),
+    ("shrinkage.weights", "weight"),
     ("pool.file", "files"),
     ("writer.round", "rounds"),
     ("privacy.epsilon", "target_epsilon"),

@@ -144,6 +144,7 @@ def test_the_metrics_say_what_was_made_and_how(finished: Result) -> None:
         "steps",
         "references",
         "form",
+        "shrinkage",
         "search",
         "stops",
         "seconds",
@@ -151,7 +152,7 @@ def test_the_metrics_say_what_was_made_and_how(finished: Result) -> None:
         "figures",
     }
     assert set(metrics) == parts
-    assert metrics["form"] is None
+    assert metrics["form"] is None and metrics["shrinkage"] is None
     assert (metrics["solver"], metrics["steps"], metrics["search"]) == ("admm", {}, [])
     measures = {"texts", "distance", "class_distances", "log_perplexity", "distinct_2", "tokens"}
     assert set(metrics["synthetic"]) == measures | {"retokenised_differently"}
