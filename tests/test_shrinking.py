@@ -130,7 +130,7 @@ def test_a_run_says_what_it_aimed_at(demo_lm: Any, tmp_path: Path, caplog: pytes
     with caplog.at_level(logging.INFO, "gradmm"):
         found = run(demo_lm, tmp_path / "run").metrics
     own = found["shrinkage"]
-    assert set(own) == {"weight", "noise_share", "distance"} and own["noise_share"] > 0.2
+    assert set(own) == {"weight", "noise_share", "distance"} and own["noise_share"] > 0.3
     assert own["weight"] == pytest.approx(0.7 * own["noise_share"])
     assert own["distance"] < found["synthetic"]["distance"], "nearer to what it was made towards than to the rows"
     said = f"few rows: {100 * own['noise_share']:.0f}% of what their mean gradient says is noise"
