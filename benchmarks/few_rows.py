@@ -3,7 +3,7 @@
 Cosines with the mean gradient of all rows (at most `--all` per class) in the default space, centred by it.
 `labels`: the LM's texts whose label is most probable to it; `taught`: to the LM after the short training on the
 few rows, as `shrinkage` takes them. Behind each, the target between rows and these texts, by the weight of the
-latter; `auto` is what a run takes. Draws of rows are averaged.
+latter; `auto` is what a run takes; noise that it takes no notice of is 0. Draws of rows are averaged.
 
     python -m benchmarks.few_rows TRAIN.jsonl.gz TASK [--classes A,B] [--rows 5 20 50] [--draws 4]
 """
@@ -11,10 +11,8 @@ latter; `auto` is what a run takes. Draws of rows are averaged.
 from __future__ import annotations
 
 import argparse
-import math
 from collections import defaultdict
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -22,10 +20,10 @@ from rich.table import Table
 
 from benchmarks.material import Memory, material
 from gradmm.comparison.material import Material
-from gradmm.gradients.distances import components
-from gradmm.gradients.shrinkage import noise_of
-from gradmm.gradients.target import ClassTarget, ReleasedTarget
-from gradmm.shrinking import take_aim
+from gradmm.gradients.exact_target import compute_target
+from gradmm.gradients.target import ReleasedTarget
+from gradmm.measures import set_distance
+from gradmm.shrinking import Shift, find_shift, shift_target
 
 WEIGHTS = (0.3, 0.5, 0.7, 1.0)
 
@@ -62,42 +60,24 @@ def main() -> None:
 
 def cosines(many: Material, count: int, draw: int) -> dict[str, float]:
     """Of one draw of rows."""
-    rows = many.rows.sample([min(count, own) for own in many.rows.counts()], draw)
-    few = replace(many, rows=rows, seed=draw, folder=Memory(), _seen={}, _pools={}, _forms={}, _scores={})
-    few.__dict__ |= {"space": many.space, "lm_texts": many.lm_texts}
-    centre = many.target.space.maps[-1]
-    own = ReleasedTarget(
-        tuple(one.mapped(centre) for one in (few.target.whole or few.target).classes), many.target.space
-    )
     search = many.search(many.budget)
-    groups = [(group, [1] * len(group)) for group in search.groups]
-    noise = noise_of(own, groups, search.bias)
-    assert noise is not None, "several rows"
-    found = {"noise": noise.share, "rows": cosine(many, own)}
+    texts = replace(many, seed=draw).draw_rows([count] * many.rows.num_classes)
+    own = compute_target(many.lm, many.task, [[some] for some in texts], limit=many.limit, space=many.target.space)
+    shift = find_shift(search, own)
+    found = {"noise": (shift and shift.noise_share) or 0.0, "rows": cosine(many, own)}
     for who, steps in (("labels", 0), ("taught", 30)):
+        settings, folder = many.config.shrinkage.model_copy(update={"max_steps": steps}), Memory()
+        about = many.lm_texts, lambda counts: texts, folder
+        search = many.search(many.budget, shrinkage=settings)
         for weight in WEIGHTS:
-            found[f"{who} {weight}"] = cosine(many, aim(few, own, {"weight": weight, "max_steps": steps}, who))
-    return found | {"auto": cosine(many, aim(few, own, {}, "taught"))}
-
-
-def aim(few: Material, own: ReleasedTarget, changes: dict[str, Any], who: str) -> ReleasedTarget:
-    """The shrunk target; texts are chosen once for each way."""
-    shrinkage = few.config.shrinkage.model_copy(update=changes)
-    folder = few.__dict__.setdefault(f"kept {who}", Memory())
-    return take_aim(
-        few.search(few.budget, shrinkage=shrinkage), own, few.lm_texts, few.draw_rows, folder, few.stage
-    ).target
+            found[f"{who} {weight}"] = cosine(many, shift_target(search, own, Shift(weight, None), *about))
+    return found | {"auto": cosine(many, own if shift is None else shift_target(search, own, shift, *about))}
 
 
 def cosine(many: Material, target: ReleasedTarget) -> float:
     """With the gradient of all rows, all classes together."""
-    classes = range(many.rows.num_classes)
-    one, other = (some.together(classes, [1] * len(classes)) for some in (target, many.target))
-    return _inner(many, one, other) / math.sqrt(_inner(many, one, one) * _inner(many, other, other))
-
-
-def _inner(many: Material, one: ClassTarget, other: ClassTarget) -> float:
-    return float(components(one.inner_with(other), many.search(many.budget).bias).sum())
+    counts = [1] * many.rows.num_classes
+    return 1 - set_distance(many.config.distance, target, many.target, counts, many.lm.head.bias_V is not None)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,20 @@ import torch
 
 from gradmm import shrinking
 from gradmm.blocks import BlockRunner
-from gradmm.comparison.material import Material, Silent
+from gradmm.comparison.material import Material
 from gradmm.data.sources import load_data
+from gradmm.errors import NonFiniteError
 from gradmm.gradients.distances import distance_between
 from gradmm.gradients.exact_target import compute_target
 from gradmm.gradients.target import weighted_sum
 from gradmm.pipeline import generate
 from gradmm.search import Search
-from gradmm.shrinking import is_asked_for, take_aim
+from gradmm.shrinking import Shift, find_shift, shift_target
 from private_tools import ROWS as PRIVATE_ROWS
+from private_tools import StopAt
 from private_tools import make as make_private
 from store_tools import Kept
-from test_pipeline import TINY_ROWS, Interrupting, data_bytes
+from test_pipeline import TINY_ROWS, data_bytes
 from test_search import config
 
 ALONE = {"shrinkage": {"weight": 0}}
@@ -97,24 +99,26 @@ def test_it_is_not_asked_for(demo_lm: Any, demo_task: Any, solver: str, weight: 
     settings = config(solver=solver, shrinkage={"weight": weight})
     search = Search(BlockRunner(demo_lm, demo_task, settings))
     target = compute_target(demo_lm, demo_task, [[texts] for texts in demo_rows()]).centred()
-    assert not is_asked_for(search, target)
-    assert is_asked_for(Search(BlockRunner(demo_lm, demo_task, config(shrinkage=AUTO))), target)
+    assert find_shift(search, target) is None
+    assert find_shift(Search(BlockRunner(demo_lm, demo_task, config(shrinkage=AUTO))), target) is not None
 
 
-def test_classes_of_one_row_are_taken_at_their_word(demo_lm: Any, demo_task: Any) -> None:
-    """How far a single row is off is not known."""
+def test_classes_of_one_row_are_taken_at_their_word(
+    demo_lm: Any, demo_task: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How far a single row is off is not known, and that is said."""
     target = compute_target(demo_lm, demo_task, [[texts] for texts in demo_rows(1)]).centred()
-    assert not is_asked_for(Search(BlockRunner(demo_lm, demo_task, config(shrinkage=AUTO))), target)
+    assert find_shift(Search(BlockRunner(demo_lm, demo_task, config(shrinkage=AUTO))), target) is None
+    assert "every class has one real row" in caplog.text
 
 
-def test_what_the_lm_learns_is_learnt_once(demo_lm: Any, demo_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, folder = of(demo_lm, demo_task, few(4), shrinkage=AUTO | {"weight": 0.5}), Kept()
-    about = own.search(3), own.target, own.lm_texts, own.draw_rows, folder, Silent()
-    first = take_aim(*about)
-    monkeypatch.setattr(shrinking, "_taught", lambda *_: pytest.fail("it is kept"))
-    again = take_aim(*about)
-    for one, other in zip(first.target.classes, again.target.classes, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one.materialised(), other.materialised(), strict=True))
+def test_a_training_that_diverges_names_its_settings(demo_lm: Any, demo_task: Any) -> None:
+    wild = {"weight": 0.5, "max_steps": 9, "learning_rate": 1e30}
+    own = of(demo_lm, demo_task, few(4), shrinkage=wild)
+    with pytest.raises(
+        NonFiniteError, match=re.escape("(shrinkage.learning_rate; shrinkage.weight=0 leaves it out)")
+    ):
+        shift_target(own.search(3), own.target, Shift(0.5, None), own.lm_texts, own.draw_rows, Kept())
 
 
 # ---- a run
@@ -140,11 +144,15 @@ def test_a_run_says_what_it_aimed_at(demo_lm: Any, tmp_path: Path, caplog: pytes
     assert (asked["weight"], asked["noise_share"]) == (0.25, None)
 
 
-def test_wherever_it_is_interrupted_it_aims_at_the_same(demo_lm: Any, tmp_path: Path) -> None:
+def test_wherever_it_is_interrupted_it_aims_at_the_same(
+    demo_lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what the LM learnt from the rows is not learnt again."""
     run(demo_lm, tmp_path / "whole")
-    advances = 12 + 8 + 1  # LM texts, rows, a class
-    with pytest.raises(KeyboardInterrupt):
-        run(demo_lm, tmp_path / "run", Interrupting(advances))
+    for stage in ("prior", "form"):
+        with pytest.raises(KeyboardInterrupt):
+            run(demo_lm, tmp_path / "run", StopAt(stage))
+    monkeypatch.setattr(shrinking, "_taught", lambda *_: pytest.fail("it is kept"))
     run(demo_lm, tmp_path / "run")
     assert data_bytes(tmp_path / "run") == data_bytes(tmp_path / "whole")
     whole, again = (json.loads((tmp_path / one / "metrics.json").read_text()) for one in ("whole", "run"))

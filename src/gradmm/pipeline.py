@@ -46,7 +46,7 @@ from gradmm.progress import Reporter, Stage, log, logging_to, unsaid
 from gradmm.result import Result, make_dataset, read_result, texts_of_run, write_result
 from gradmm.rounds import WRITER, write_rounds
 from gradmm.search import Search, Sources
-from gradmm.shrinking import Aim, is_asked_for, take_aim
+from gradmm.shrinking import Shift, find_shift, shift_target
 from gradmm.solvers.forms import Form
 from gradmm.store import LOG, TEXT_FILES, Resume, RunFolder, as_json
 from gradmm.yamlfiles import to_yaml
@@ -138,12 +138,13 @@ class _Run:
             self.private.announce(self.reporter)
         lm_texts = self._write()
         target = self._release(self._space(lm_texts), lm_texts)
-        aim = self._aim(target, lm_texts)
-        made = None if self.config.solver == "search" else self._admm(aim.target)
+        shift = find_shift(self.search, target)
+        aim = self._aim(target, shift, lm_texts)
+        made = None if self.config.solver == "search" else self._admm(aim)
         if made is not None and self.config.solver == "admm":
             found = as_found(made)
         else:
-            found = self._search(aim.target, lm_texts, made)
+            found = self._search(aim, lm_texts, made)
         texts = [[one.text for one in own] for own in found.texts]
         others = {True: 2, "lm": 1, False: 0}[self.config.references]
         with self._stage("measure", len(found.before) + 1 + others, "sets") as stage:
@@ -160,7 +161,7 @@ class _Run:
                 "steps": {name: asdict(one.measures) for name, one in steps.items()},
                 "references": {name: asdict(one.measures) for name, (_, one) in references.items()},
                 "form": found.form,
-                "shrinkage": self._shrinkage(aim, own),
+                "shrinkage": self._shrinkage(shift, aim, own),
                 "search": found.figures,
                 "stops": made.stops if made else [],
                 "seconds": self.seconds,
@@ -194,19 +195,21 @@ class _Run:
         assert kept is not None, "it has just been written"
         return Space.from_tensors(_on(kept[0], self.lm.device))
 
-    def _aim(self, target: ReleasedTarget, lm_texts: list[list[str]]) -> Aim:
-        """The target that solvers follow: where rows are few, partly what the LM's own texts say."""
-        if not is_asked_for(self.search, target):
-            return Aim(target)
-        with self._stage("prior", len(lm_texts), "classes") as stage:
-            return take_aim(self.search, target, lm_texts, self._real, self.folder, stage)
+    def _aim(self, target: ReleasedTarget, shift: Shift | None, lm_texts: list[list[str]]) -> ReleasedTarget:
+        """What solvers follow: where rows are few, partly what the LM's own texts say."""
+        if shift is None:
+            return target
+        with self._stage("prior", 1, "trainings") as stage:
+            aim = shift_target(self.search, target, shift, lm_texts, self._real, self.folder)
+            stage.advance()
+        return aim
 
-    def _shrinkage(self, aim: Aim, own: Measured) -> dict[str, Any] | None:
+    def _shrinkage(self, shift: Shift | None, aim: ReleasedTarget, own: Measured) -> dict[str, Any] | None:
         """What is said of a target that is not the rows' alone: the set's distance from it, too."""
-        if aim.figures is None:
+        if shift is None:
             return None
-        about = own.gradients, aim.target, self.runner.counts, self.lm.head.bias_V is not None
-        return aim.figures | {"distance": set_distance(self.config.distance, *about)}
+        about = own.gradients, aim, self.runner.counts, self.lm.head.bias_V is not None
+        return asdict(shift) | {"distance": set_distance(self.config.distance, *about)}
 
     def _admm(self, target: ReleasedTarget) -> Made:
         with self._stage("admm", self.runner.steps, "block steps") as stage:

@@ -62,7 +62,7 @@ class Search:
                 f"distance.name {config.distance.name!r} needs whole matrices, so no search is possible with it; "
                 f"choose one of {sorted(FORMULAS)}, or solver=admm"
             )
-        if config.writer.lora is not None and config.writer.rounds > 1:
+        if config.writer.lora is not None and (config.writer.rounds > 1 or config.shrinkage.weight != 0):
             require_peft()  # before the first round is written, not after
         self.runner, self.config, self.lm, self.task = runner, config, runner.lm, runner.task
         self.bias = config.distance.bias if self.lm.head.bias_V is not None else "ignore"

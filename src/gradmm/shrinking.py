@@ -12,22 +12,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from gradmm.checkpoints import Checkpoints
-from gradmm.gradients.exact_target import class_target
-from gradmm.gradients.shrinkage import Group, RowNoise, noise_of, shrunk
-from gradmm.gradients.target import ClassTarget, ReleasedTarget
-from gradmm.progress import Stage
+from gradmm.errors import NonFiniteError
+from gradmm.gradients.exact_target import compute_target
+from gradmm.gradients.shrinkage import Group, noise_of, shrunk
+from gradmm.gradients.target import ReleasedTarget
 from gradmm.search import Search
 from gradmm.training.finetune import FineTuner, TrainConfig
 from gradmm.training.rows import tokenise
 from gradmm.training.trainable import TrainableModel
 
 log = logging.getLogger("gradmm")
-MOST_ROWS = 240
+_MOST_ROWS = 240
 """Real rows per class that the LM learns from; more are more than the training sees."""
 _ENOUGH = 0.3
 """Share of noise in the rows' target that nothing is done about: with 1,000 rows per class it is 0.08 (two classes
@@ -37,84 +36,73 @@ Rows = Callable[[Sequence[int]], list[list[str]]]
 
 
 @dataclass(frozen=True)
-class Aim:
-    """What solvers follow."""
+class Shift:
+    """How far the rows' target is moved."""
 
-    target: ReleasedTarget
-    figures: dict[str, Any] | None = None
-    """What `metrics.json` keeps of it; None where it is the rows' target as it is."""
-
-
-def is_asked_for(search: Search, target: ReleasedTarget) -> bool:
-    """Whether the settings, or the rows by how few they are, ask for the LM's texts in the target."""
-    config = search.config
-    if config.solver == "admm" or config.shrinkage.weight == 0:
-        return False
-    if config.shrinkage.weight != "auto":
-        return True
-    found = _noise(search, target)
-    return found is not None and found.share > _ENOUGH
+    weight: float
+    """Of the LM's texts in what is aimed at."""
+    noise_share: float | None
+    """In what the rows say; None where the settings gave the weight."""
 
 
-def take_aim(
+def find_shift(search: Search, target: ReleasedTarget) -> Shift | None:
+    """What the settings, or the rows by how few they are, ask for; None where the rows' target is taken as it is.
+
+    Args:
+        search: knows the settings.
+        target: the rows', with their spread where the weight is to be found.
+    """
+    config, weight = search.config, search.config.shrinkage.weight
+    if config.solver == "admm" or weight == 0:
+        return None
+    if weight != "auto":
+        return Shift(weight, None)
+    groups: list[Group] = [(group, [search.runner.counts[label] for label in group]) for group in search.groups]
+    found = noise_of(target, groups, search.bias)
+    if found is None:
+        log.warning(
+            "every class has one real row: how far their mean gradient is to be trusted cannot be told, and it is "
+            "taken as it is; give shrinkage.weight a number to move it to what the LM's own texts say"
+        )
+        return None
+    if found.share <= _ENOUGH:
+        return None
+    log.info(
+        "few rows: %.0f%% of what their mean gradient says is noise, so %.0f%% of the target is what the LM's own "
+        "texts say",
+        *(100 * found.share, 100 * found.weight),
+    )
+    return Shift(found.weight, found.share)
+
+
+def shift_target(
     search: Search,
     target: ReleasedTarget,
+    shift: Shift,
     lm_texts: Sequence[Sequence[str]],
     rows: Rows,
     folder: Checkpoints,
-    stage: Stage,
-) -> Aim:
-    """The target between the rows' and the LM's.
+) -> ReleasedTarget:
+    """What is aimed at, between the rows' target and the LM's texts.
 
     Args:
         search: knows model, task and settings.
-        target: the rows', with their spread where the weight is to be found.
+        target: the rows'.
+        shift: how far.
         lm_texts: per class, what the LM wrote.
         rows: draws what the LM learns the classes from.
-        folder: keeps what the LM's texts say.
-        stage: is told of every class.
+        folder: keeps which texts were taken.
 
     Raises:
         NonFiniteError: if the training's loss stops being finite.
     """
-    weight, found = search.config.shrinkage.weight, _noise(search, target)
-    share = None
-    if weight == "auto":
-        assert found is not None, "asked for"
-        weight, share = found.weight, found.share
-        log.info(
-            "few rows: %.0f%% of what their mean gradient says is noise, so %.0f%% of the target is what the LM's "
-            "own texts say",
-            *(100 * share, 100 * weight),
-        )
-    prior = _prior(search, target, lm_texts, rows, folder, stage)
-    return Aim(shrunk(target, prior, weight), {"weight": weight, "noise_share": share})
-
-
-def _noise(search: Search, target: ReleasedTarget) -> RowNoise | None:
-    groups: list[Group] = [(group, [search.runner.counts[label] for label in group]) for group in search.groups]
-    return noise_of(target, groups, search.bias)
-
-
-def _prior(
-    search: Search,
-    target: ReleasedTarget,
-    lm_texts: Sequence[Sequence[str]],
-    rows: Rows,
-    folder: Checkpoints,
-    stage: Stage,
-) -> ReleasedTarget:
-    """Mean gradients of the LM's texts that carry their label best, in the target's space."""
     kept = folder.load_state("prior-texts")
     if kept is None:
         kept = {}, {"texts": _best(search, lm_texts, _taught(search, rows))}
         folder.save_state("prior-texts", *kept)
-    classes = list[ClassTarget]()
-    for label, texts in enumerate(kept[1]["texts"]):
-        about = search.lm, search.task, label, [texts], search.runner.limit
-        classes.append(class_target(*about, space=target.space))
-        stage.advance()
-    return ReleasedTarget(tuple(classes), target.space)
+    texts = [[own] for own in kept[1]["texts"]]
+    prior = compute_target(search.lm, search.task, texts, limit=search.runner.limit, space=target.space)
+    return shrunk(target, prior, shift.weight)
 
 
 def _best(search: Search, lm_texts: Sequence[Sequence[str]], reader: TrainableModel) -> list[list[str]]:
@@ -138,7 +126,13 @@ def _taught(search: Search, rows: Rows) -> TrainableModel:
         bf16=lm.dtype == torch.bfloat16,
         seed=search.config.seed,
     )
-    texts = rows([MOST_ROWS] * len(search.task.task.label_names))
+    texts = rows([_MOST_ROWS] * len(search.task.task.label_names))
     tuner = FineTuner(lm, search.task, tokenise(search.task, texts), config)
-    tuner.run()
+    try:
+        tuner.run()
+    except NonFiniteError as err:
+        raise NonFiniteError(
+            f"learning from few rows which texts to aim at: {err} (shrinkage.learning_rate; shrinkage.weight=0 "
+            "leaves it out)"
+        ) from err
     return tuner.model

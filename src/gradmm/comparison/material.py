@@ -34,7 +34,7 @@ from gradmm.progress import Shown, Stage
 from gradmm.rounds import WRITER, write_rounds
 from gradmm.search import Search
 from gradmm.seeds import make_generator
-from gradmm.shrinking import is_asked_for, take_aim
+from gradmm.shrinking import find_shift, shift_target
 from gradmm.solvers.forms import Form
 from gradmm.solvers.pool import Candidate
 
@@ -129,9 +129,10 @@ class Material:
     def aim(self) -> ReleasedTarget:
         """What ours follow: the real rows' target; where they are few, between it and what the LM's texts say."""
         search = self.search(self.budget)
-        if not is_asked_for(search, self.target):
+        shift = find_shift(search, self.target)
+        if shift is None:
             return self.target
-        return take_aim(search, self.target, self.lm_texts, self.draw_rows, self.folder, self.stage).target
+        return shift_target(search, self.target, shift, self.lm_texts, self.draw_rows, self.folder)
 
     def labelled_as(self, shift: int) -> ReleasedTarget:
         """Mean gradients of the real rows as if each were of a later class by so many; by none, of their own."""

@@ -73,8 +73,8 @@ class SpreadCounter:
         pull_KJD = rr_KJI @ rows.h_KJD
         squares = torch.stack([(pull_KJD * rows.h_KJD).sum((1, 2)), rr_KJI.sum((1, 2))], dim=1)
         self._rows += rows.num_sets
-        self._squares = self._squares + squares.double().sum(0).cpu()
-        self._pull_D = self._pull_D + pull_KJD.sum(1).double().sum(0).cpu()
+        self._squares = self._squares + squares.cpu().double().sum(0)
+        self._pull_D = self._pull_D + pull_KJD.sum(1).cpu().double().sum(0)
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint; `load` takes them."""

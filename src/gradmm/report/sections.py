@@ -256,7 +256,7 @@ def _map(run: Texts) -> Section | None:
         return None
     note = (
         "Every mark is the mean gradient of a class's texts, or the gradient of one text, on the two axes that "
-        "hold most of the variance. Colour and shape are the class. The crosses are what was aimed at."
+        "hold most of the variance. Colour and shape are the class. The crosses are the target."
     )
     return Section("map", "Map of gradients", [Paragraph(note), Charts([drawings.gradient_map(run)])])
 
