@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor
 
 from gradmm.data.task import BoundTask
@@ -58,6 +57,8 @@ def evaluate(model: Reader, task: BoundTask, rows: TokenRows, limit: BatchLimit 
 
 def judge(log_probs_NC: Tensor, labels: Sequence[int]) -> Evaluation:
     """Evaluates log-probabilities of classes, normalised or not, against the right ones (N); errors as there."""
+    from sklearn.metrics import confusion_matrix, f1_score  # a second of start-up for commands that train nothing
+
     fair_NC = _normalised(log_probs_NC, labels)
     right_N, found_N = torch.tensor(labels), fair_NC.argmax(-1)
     confusion = confusion_matrix(right_N.numpy(), found_N.numpy(), labels=range(fair_NC.shape[1]))
