@@ -57,7 +57,7 @@ def evaluate(model: Reader, task: BoundTask, rows: TokenRows, limit: BatchLimit 
 
 def judge(log_probs_NC: Tensor, labels: Sequence[int]) -> Evaluation:
     """Evaluates log-probabilities of classes, normalised or not, against the right ones (N); errors as there."""
-    from sklearn.metrics import confusion_matrix, f1_score  # a second of start-up for commands that train nothing
+    from sklearn.metrics import confusion_matrix, f1_score  # with scipy behind it: no start-up pays for it
 
     fair_NC = _normalised(log_probs_NC, labels)
     right_N, found_N = torch.tensor(labels), fair_NC.argmax(-1)
