@@ -101,6 +101,12 @@ def test_the_installed_command_tells_its_version() -> None:
     assert (done.stdout, done.stderr) == (f"gradmm {gradmm.__version__}\n", "")
 
 
+def test_a_run_starts_without_what_only_evaluation_needs() -> None:
+    program = "import sys, gradmm.pipeline; print({'scipy', 'sklearn', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 # ---- misuse and failure
 
 
