@@ -1,9 +1,13 @@
-"""Trains a small causal language model and its tokenizer from scratch, from any text.
+"""Trains a small causal language model and its tokenizer, from scratch or from a model, on any text.
 
 The package ships `reviews6m` as a demo; this is how to make one's own instead of trusting that binary. The
 defaults have its architecture, its kind of tokenizer and its 26 million tokens:
 
     python scripts/train_lm.py imdb_reviews.jsonl.xz general.jsonl.xz --forms sentiment --output my-reviews6m
+
+With `--model` it goes on from a model that this script made, or the packaged one, on text of another domain:
+
+    python scripts/train_lm.py news.jsonl --model src/gradmm/assets/reviews6m --learning-rate 5e-4 --output news6m
 
 The output folder loads with `AutoModelForCausalLM` and `AutoTokenizer`; `training.json` in it says from what
 and how it was made. While a run lasts, `work/` in it holds the tokens and one checkpoint. The same command
@@ -49,6 +53,8 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 # What may differ between a run and its continuation: it changes neither the weights nor their export.
 FREE_ON_RESUME = {"output", "resume", "device", "stop_after", "keep_work"}
 FREE_ON_RESUME |= {"log_every", "eval_every", "save_every"}
+# What a model that is given decides itself.
+SHAPE = ("hidden_size", "layers", "heads", "intermediate_size", "vocab_size", "context")
 
 
 def log(line: str) -> None:
@@ -93,6 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, help=".txt (blank lines part documents) or .jsonl; also .gz .xz .zst")
     add("--output", type=Path, required=True, help="folder for the model")
+    add("--model", type=Path, help="folder of a model to go on from: its weights, shape and tokenizer")
     add("--text-column", default="text", help="of .jsonl rows")
     add("--label-column", default="label", help="of .jsonl rows; 0 is negative, 1 positive, null unlabelled")
     add("--forms", choices=("none", "sentiment"), default="none", help="add prompts of labelled rows")
@@ -129,6 +136,8 @@ def settle(args: argparse.Namespace) -> argparse.Namespace:
     """Resolves what `auto` and None stand for. Raises InputError for values that do not fit together."""
     for path in args.inputs:
         plain_suffix(path)
+    if args.model:
+        take_shape(args)
     if args.vocab_size < SMALLEST_VOCABULARY:
         smallest = f"{SMALLEST_VOCABULARY} (256 bytes, 2 special tokens)"
         raise InputError(f"--vocab-size must be at least {smallest}, got {args.vocab_size}; raise it")
@@ -153,6 +162,33 @@ def settle(args: argparse.Namespace) -> argparse.Namespace:
     if args.autocast == "auto":
         args.autocast = "bfloat16" if computes_bfloat16(torch.device(args.device)) else "off"
     return args
+
+
+def take_shape(args: argparse.Namespace) -> None:
+    """Sets the shape to that of `--model`. Raises InputError for a shape beside it, or a model of another kind."""
+    for name in SHAPE:
+        if getattr(args, name) != make_parser().get_default(name):
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag}: --model {args.model} decides it, got {getattr(args, name)}; drop {flag}")
+    config = read_config(args.model)
+    ids = (config.get("model_type"), config.get("eos_token_id"), config.get("pad_token_id"))
+    if ids != ("qwen3", SEPARATOR_ID, PAD_ID):
+        raise InputError(
+            f"--model {args.model}: must be a qwen3 whose separator and padding are tokens {SEPARATOR_ID} and "
+            f"{PAD_ID}, as this script makes them, got {ids[0]}, {ids[1]} and {ids[2]}; tune others with trl"
+        )
+    args.hidden_size, args.layers = config["hidden_size"], config["num_hidden_layers"]
+    args.heads, args.intermediate_size = config["num_attention_heads"], config["intermediate_size"]
+    args.vocab_size, args.context = config["vocab_size"], config["max_position_embeddings"]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's `config.json`. Raises InputError where there is none, or no `tokenizer.json` beside it."""
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"--model {folder}: no {name} in it; give the folder of a saved model")
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def computes_bfloat16(device: torch.device) -> bool:
@@ -210,6 +246,19 @@ def prepare(args: argparse.Namespace, work: Path) -> tuple[Tokenizer, dict[str, 
         validation=args.validation,
         seed=args.seed,
     )
+    tokenizer = find_tokenizer(args, corpus)
+    facts: dict[str, Any] = write_tokens(corpus, tokenizer, work)
+    log("text: " + ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in facts.items()))
+    facts["inputs"] = {str(path): fingerprint(path) for path in args.inputs}
+    tokenizer.save(str(work / "tokenizer.json"))
+    write_json(done, facts)
+    return tokenizer, facts
+
+
+def find_tokenizer(args: argparse.Namespace, corpus: Corpus) -> Tokenizer:
+    """The tokenizer of `--model`, or a new one. Raises InputError where the text is too small for a new one."""
+    if args.model:
+        return Tokenizer.from_file(str(args.model / "tokenizer.json"))
     log(f"tokenizer: learning {args.vocab_size:,} tokens from {', '.join(path.name for path in args.inputs)}")
     texts = (text for text, held_out in corpus.documents() if not held_out)
     tokenizer = train_tokenizer(texts, args.vocab_size)
@@ -218,12 +267,7 @@ def prepare(args: argparse.Namespace, work: Path) -> tuple[Tokenizer, dict[str, 
             f"--vocab-size: the text has only {size} different tokens in it, got {args.vocab_size}; "
             f"give --vocab-size {size}, or more text"
         )
-    facts: dict[str, Any] = write_tokens(corpus, tokenizer, work)
-    log("text: " + ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in facts.items()))
-    facts["inputs"] = {str(path): fingerprint(path) for path in args.inputs}
-    tokenizer.save(str(work / "tokenizer.json"))
-    write_json(done, facts)
-    return tokenizer, facts
+    return tokenizer
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -233,8 +277,19 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def new_model(args: argparse.Namespace) -> Qwen3ForCausalLM:
-    """A Qwen3 with random weights."""
-    config = Qwen3Config(
+    """The model to train, in float32: that of `--model`, or a Qwen3 with random weights."""
+    if args.model:
+        model = Qwen3ForCausalLM.from_pretrained(args.model, dtype=torch.float32, local_files_only=True)
+    else:
+        torch.manual_seed(args.seed)  # transformers draws initial weights from the global generator
+        model = Qwen3ForCausalLM(new_config(args))
+    torch.nn.Module.to(model, args.device)  # in place; the override in transformers has lost its types
+    return model.train()
+
+
+def new_config(args: argparse.Namespace) -> Qwen3Config:
+    """A Qwen3 of the packaged model's kind, in the shape that the arguments say."""
+    return Qwen3Config(
         vocab_size=args.vocab_size,
         hidden_size=args.hidden_size,
         num_hidden_layers=args.layers,
@@ -249,10 +304,6 @@ def new_model(args: argparse.Namespace) -> Qwen3ForCausalLM:
         eos_token_id=SEPARATOR_ID,
         pad_token_id=PAD_ID,
     )
-    torch.manual_seed(args.seed)  # transformers draws initial weights from the global generator
-    model = Qwen3ForCausalLM(config)
-    torch.nn.Module.to(model, args.device)  # in place; the override in transformers has lost its types
-    return model
 
 
 def train(args: argparse.Namespace, work: Path) -> tuple[Trainer, bool]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
@@ -114,6 +115,76 @@ def crash_at(step: int, original: Any) -> Any:
         return loss
 
     return crashing
+
+
+LEARN = ["--validation", "0.1", "--device", "cpu", "--window", "32", "--eval-every", "10"]
+
+
+def test_a_given_model_goes_on_from_its_weights_with_its_tokenizer(
+    trained: Path, reviews: Path, tmp_path: Path
+) -> None:
+    """No step: the same weights. Some: another model of the same shape that knows the text better."""
+    command = [str(reviews), "--model", str(trained), *LEARN]
+    same, more = tmp_path / "same", tmp_path / "more"
+    tiny = ["--tokens", "1", "--learning-rate", "1e-12"]
+    assert train_lm.main([*command, "--output", str(same), *tiny]) == 0
+    assert train_lm.main([*command, "--output", str(more), "--tokens", "10240"]) == 0
+    before, untouched, after = (load_file(folder / "model.safetensors") for folder in (trained, same, more))
+    for name, weight in before.items():
+        assert torch.equal(untouched[name], weight), name
+        assert after[name].shape == weight.shape and not torch.equal(after[name], weight), name
+    for folder in (same, more):
+        assert (folder / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
+        assert read(folder / "training.json")["validation"][0]["loss"] < 0.6 * np.log(300)
+        assert read(folder / "config.json") == read(trained / "config.json")
+    losses = [point["loss"] for point in read(more / "training.json")["validation"]]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--layers 3", "--layers: --model {model} decides it, got 3; drop --layers"),
+        ("--window 65", "--window must be at most --context 64, got 65; shorten it"),
+    ],
+)
+def test_a_given_model_decides_the_shape(
+    flags: str, message: str, trained: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(reviews), "--output", str(tmp_path / "model"), "--model", str(trained)]
+    assert train_lm.main([*command, *flags.split()]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: " + message.format(model=trained)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "no config.json in it; give the folder of a saved model"),
+        (
+            {"model_type": "gpt2", "eos_token_id": 50256},
+            (
+                "must be a qwen3 whose separator and padding are tokens 0 and 1, as this script makes them, "
+                "got gpt2, 50256 and None; tune others with trl"
+            ),
+        ),
+    ],
+)
+def test_a_model_of_another_kind_is_named(
+    config: dict[str, Any] | None,
+    message: str,
+    reviews: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = tmp_path / "other"
+    model.mkdir()
+    if config:
+        (model / "config.json").write_text(json.dumps(config))
+        (model / "tokenizer.json").write_text("{}")
+    assert train_lm.main([str(reviews), "--output", str(tmp_path / "model"), "--model", str(model)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: --model {model}: {message}"
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_finished_run_resumes_to_nothing(trained: Path, reviews: Path) -> None:
