@@ -278,13 +278,15 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 def new_model(args: argparse.Namespace) -> Qwen3ForCausalLM:
     """The model to train, in float32: that of `--model`, or a Qwen3 with random weights."""
+    model: Qwen3ForCausalLM
     if args.model:
         model = Qwen3ForCausalLM.from_pretrained(args.model, dtype=torch.float32, local_files_only=True)
     else:
         torch.manual_seed(args.seed)  # transformers draws initial weights from the global generator
         model = Qwen3ForCausalLM(new_config(args))
     torch.nn.Module.to(model, args.device)  # in place; the override in transformers has lost its types
-    return model.train()
+    model.train()
+    return model
 
 
 def new_config(args: argparse.Namespace) -> Qwen3Config:
