@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,12 @@ from gradmm.blocks import BlockRunner, Made
 from gradmm.config import GenerateConfig
 from gradmm.data.checks import check_fits, match_labels
 from gradmm.data.presets import get_task
-from gradmm.data.sources import DataConfig, DataSource, LabelledData, load_data
+from gradmm.data.sources import DataSource, LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
 from gradmm.environment import describe_environment
 from gradmm.forming import choose_form
 from gradmm.found import Found, as_found
+from gradmm.given import fingerprint_of, load_brought, settings_of
 from gradmm.gradients.exact_target import WINDOW, Unfinished, class_target
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
@@ -41,9 +41,9 @@ from gradmm.measures import Measured, measure, set_distance
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model
 from gradmm.privacy.ledger import LEDGER
-from gradmm.private_run import PrivateRelease, Public, check_complete, named, refuse, refuse_real_rows
+from gradmm.private_run import PrivateRelease, Public, check_complete, refuse
 from gradmm.progress import Reporter, Stage, log, logging_to, unsaid
-from gradmm.result import Result, make_dataset, read_result, texts_of_run, write_result
+from gradmm.result import Result, make_dataset, read_result, write_result
 from gradmm.rounds import WRITER, write_rounds
 from gradmm.search import Search, Sources
 from gradmm.shrinking import Shift, find_shift, shift_target
@@ -92,8 +92,8 @@ def generate(
     counts = config.count_texts(bound.task.label_names, None if is_private else rows.counts())
     runner = BlockRunner(lm, bound, config, counts, limit)
     search = Search(runner)  # refuses settings that it cannot work with, before there is a run folder
-    brought = _load_brought(config, bound.task, rows)
-    fingerprint = _fingerprint(lm, bound.task, rows, config, brought)
+    brought = load_brought(config, bound.task, rows)
+    fingerprint = fingerprint_of(lm, bound.task, rows, config, brought)
     with ExitStack() as stack:
         place = output_dir or stack.enter_context(tempfile.TemporaryDirectory())
         artefacts = (*TEXT_FILES, LEDGER) if is_private else TEXT_FILES
@@ -104,7 +104,7 @@ def generate(
             folder.finish()
             return read_result(folder)
         with logging_to(folder.path / LOG, times=not is_private):
-            settings = _settings(lm, bound.task, rows, config)
+            settings = settings_of(lm, bound.task, rows, config)
             folder.write_text("config.yaml", to_yaml(settings))
             folder.write_json("environment.json", describe_environment(lm.device))
             private = PrivateRelease(lm, bound, config, folder) if is_private else None
@@ -347,55 +347,9 @@ def _bind(lm: LanguageModel, task: str | Task, rows: LabelledData, is_private: b
     return bound
 
 
-def _load_brought(config: GenerateConfig, task: Task, rows: LabelledData) -> dict[str, LabelledData]:
-    """Texts of files and runs that the user names as candidates, in the task's classes."""
-    classes = DataConfig(classes=task.label_names)
-    brought = {name: load_data(texts_of_run(name) or name, classes) for name in config.pool.files}
-    if config.privacy is not None:
-        refuse_real_rows(rows, brought.items())
-    return brought
-
-
 def _target_name(label: int) -> str:
     return f"target-{label:06d}"
 
 
 def _on(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in tensors.items()}
-
-
-def _settings(lm: LanguageModel, task: Task, rows: LabelledData, config: GenerateConfig) -> dict[str, Any]:
-    """What `config.yaml` holds: settings that `gradmm generate --config` reads back.
-
-    A `RunConfig` holds all of them; otherwise model and data stand there by the names they were given.
-    """
-    words = {
-        key: dict(zip(task.label_names, given, strict=True)) if given else None
-        for key, given in (("verbalisers", task.verbalisers), ("instructions", task.instructions))
-    }
-    names = {
-        "model": {"model_name_or_path": lm.name, "dtype": str(lm.dtype).removeprefix("torch.")},
-        "data": {"dataset": rows.name, "text_column": rows.text_column, "label_column": rows.label_column},
-        "task": {"template": task.template, **words},
-    }
-    return names | config.model_dump(mode="json")
-
-
-def _fingerprint(
-    lm: LanguageModel, task: Task, rows: LabelledData, config: GenerateConfig, brought: dict[str, LabelledData]
-) -> dict[str, Any]:
-    """What the results depend on. Of private data it has the name alone: a hash is a function of every row. The
-    budget may be raised where a release was lost, and is left to the ledger.
-    """
-    settings = config.model_dump(mode="json", include=set(GenerateConfig.model_fields) - {"per_device_batch_size"})
-    if config.privacy is not None:
-        del settings["privacy"]["target_epsilon"]
-    return {
-        "gradmm": version("gradmm"),  # another version may take other steps
-        "settings": settings,
-        "task": task.model_dump(mode="json"),
-        "model": lm.fingerprint(),
-        "dtype": str(lm.dtype),
-        "data": rows.fingerprint() if config.privacy is None else named(rows, config),
-        "files": {name: own.fingerprint() for name, own in brought.items()},
-    }
