@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradmm.config import GenerateConfig, RunConfig
-from gradmm.data.rows import LabelledData
+from gradmm.data.rows import LabelledData, column_of
 from gradmm.data.task import BoundTask
 from gradmm.errors import ConfigError, RunFolderError
 from gradmm.gradients.factors import Factors
@@ -79,6 +79,17 @@ def refuse_real_rows(rows: LabelledData, brought: Iterable[tuple[str, LabelledDa
     for name, texts in brought:
         if texts.fingerprint() == rows.fingerprint():
             raise ConfigError(f"pool.files has {name}, which holds the real rows; leave it out")
+
+
+def refuse_read_rows(rows: LabelledData, read: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """Whether texts that the writer is to learn, and that are said to be public, are the real rows.
+
+    Raises:
+        ConfigError: if they are.
+    """
+    for name, texts in read:
+        if len(texts) == len(rows) and list(texts) == column_of(rows.rows, "text").to_pylist():
+            raise ConfigError(f"writer.files has {name}, which holds the real rows; leave it out")
 
 
 def named(rows: LabelledData, config: GenerateConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from gradmm.gradients.shrinkage import ShrinkageConfig
 from gradmm.gradients.spaces import LossName, MapName, SpaceConfig
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.solvers.pool import PoolConfig
+from gradmm.training.writer import WriterConfig
 
 MAPS: dict[LossName, tuple[MapName, ...]] = {
     "verbalisers": ("verbaliser", "contrasts", "whitened"),
@@ -40,6 +41,8 @@ class Settings(Protocol):
     def class_balance(self) -> str: ...  # noqa: D102
     @property
     def pool(self) -> PoolConfig: ...  # noqa: D102
+    @property
+    def writer(self) -> WriterConfig: ...  # noqa: D102
     @property
     def shrinkage(self) -> ShrinkageConfig: ...  # noqa: D102
 
@@ -96,12 +99,13 @@ def refuse_leaks(settings: Settings) -> None:
             f"shrinkage.weight is {settings.shrinkage.weight!r}, which looks at how much real rows disagree and "
             "has the LM learn from them; leave it out with privacy"
         )
-    if settings.pool.files and not privacy.files_are_public:
-        raise ConfigError(
-            f"pool.files brings texts of {', '.join(settings.pool.files)}, which may stand in the result word for "
-            "word; set privacy.files_are_public to true if they have nothing to do with the real rows, else leave "
-            "them out"
-        )
+    for name, files in (("pool.files", settings.pool.files), ("writer.files", settings.writer.files)):
+        if files and not privacy.files_are_public:
+            raise ConfigError(
+                f"{name} brings texts of {', '.join(files)}, which may stand in the result word for word; set "
+                "privacy.files_are_public to true if they have nothing to do with the real rows, else leave them "
+                "out"
+            )
 
 
 def refuse_drawn_rows(data: DataConfig) -> None:

@@ -115,7 +115,7 @@ class _Round:
     def prompts(self) -> PromptCache:
         """The class prompts, as the tuned writer has read them: computed where a chunk is missing."""
         search, generator = self.search, make_generator(self.search.config.seed, "writer", self.number)
-        writer = tune_writer(search.lm, self._examples(), search.config.writer, generator)
+        writer = tune_writer(search.domain.writer, self._examples(), search.config.writer, generator)
         return PromptCache(writer, search.task.instruction_ids, search.runner.limit)
 
     def _examples(self) -> list[Example]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from gradmm.blocks import BlockRunner
 from gradmm.checkpoints import Checkpoints
 from gradmm.decoding import PromptCache
+from gradmm.domain import Domain
 from gradmm.errors import ConfigError, DataError
 from gradmm.found import Found, Seen, Written, split
 from gradmm.gradients.distances import FORMULAS, components, matched_together
@@ -53,17 +54,20 @@ class Search:
 
     Args:
         runner: the run's model, task, settings, prompts and bans.
+        domain: who writes first; None takes the LM as it is.
     """
 
-    def __init__(self, runner: BlockRunner) -> None:
+    def __init__(self, runner: BlockRunner, domain: Domain | None = None) -> None:
         config = runner.config
         if config.solver != "admm" and config.distance.name not in FORMULAS:
             raise ConfigError(
                 f"distance.name {config.distance.name!r} needs whole matrices, so no search is possible with it; "
                 f"choose one of {sorted(FORMULAS)}, or solver=admm"
             )
-        if config.writer.lora is not None and (config.writer.rounds > 1 or config.shrinkage.weight != 0):
+        learns = config.writer.rounds > 1 or config.writer.files or config.shrinkage.weight != 0
+        if config.writer.lora is not None and learns:
             require_peft()  # before the first round is written, not after
+        self.domain = domain or Domain(runner.lm, runner.task, config)
         self.runner, self.config, self.lm, self.task = runner, config, runner.lm, runner.task
         self.bias = config.distance.bias if self.lm.head.bias_V is not None else "ignore"
         self.groups = matched_together(config.distance, len(runner.counts))
@@ -83,10 +87,15 @@ class Search:
         wanted = [0 if self.config.solver == "admm" else n for n in self.runner.counts]
         return [-(-n * self.config.pool.texts_per_text // self.config.writer.rounds) for n in wanted]
 
+    @cached_property
+    def first_prompts(self) -> PromptCache:
+        """The class prompts, as who writes first has read them."""
+        return self.domain.prompts(self.runner.limit) if self.domain.texts else self.runner.prompts
+
     def write(self, folder: Checkpoints, stage: Stage) -> list[list[str]]:
-        """The LM's texts per class, chunk by chunk."""
+        """The first texts per class, chunk by chunk."""
         return [
-            self.write_class(lambda: self.runner.prompts, label, count, ("pool",), folder, stage)
+            self.write_class(lambda: self.first_prompts, label, count, ("pool",), folder, stage)
             for label, count in enumerate(self.lm_counts)
         ]
 

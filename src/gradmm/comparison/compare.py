@@ -24,7 +24,9 @@ from gradmm.config import dump_config
 from gradmm.data.checks import check_fits, match_labels
 from gradmm.data.sources import LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
+from gradmm.domain import Domain
 from gradmm.environment import describe_environment
+from gradmm.given import load_read, read_fingerprint
 from gradmm.models import LanguageModel, load_model
 from gradmm.progress import Reporter, log, logging_to
 from gradmm.store import LOG, Resume, RunFolder, as_json
@@ -77,7 +79,9 @@ def compare(
     for rows in (data, *brought.values()):
         check_fits(student_task, rows)
     dev, test = (_rows(student_task, task, others[role]) for role in ROLES)
-    fingerprint = _fingerprint(config, lm, student, {"train": data} | others, brought)
+    read = load_read(config.generate, data)
+    domain = Domain(lm, bound, config.generate, [text for texts in read.values() for text in texts])
+    fingerprint = _fingerprint(config, lm, student, {"train": data} | others, brought) | read_fingerprint(read)
     given = {}
     if config.texts_from is not None:
         fingerprint["texts_from"] = checksum(config.texts_from)
@@ -92,7 +96,7 @@ def compare(
         with logging_to(folder.path / LOG):
             folder.write_text("config.yaml", dump_config(config))
             folder.write_json("environment.json", describe_environment(lm.device))
-            arena = Arena(config, lm, bound, student, student_task, data, dev, test, folder, given)
+            arena = Arena(config, lm, bound, student, student_task, data, dev, test, folder, domain, given)
             with (reporter or Reporter()).stage("compare", arena.trainings, "trainings") as stage:
                 records = arena.run(stage)
             path = arena.follow(records) if config.path else []

@@ -23,6 +23,7 @@ from gradmm.comparison.coresets import features
 from gradmm.config import GenerateConfig
 from gradmm.data.rows import LabelledData
 from gradmm.data.task import BoundTask
+from gradmm.domain import Domain
 from gradmm.forming import choose_form
 from gradmm.found import Seen, split
 from gradmm.gradients.exact_target import WINDOW, Unfinished, class_target
@@ -76,6 +77,8 @@ class Material:
     """Its own part of the run folder."""
     budget: int
     """The most texts per class that a method will be asked for; the pool has candidates for so many."""
+    domain: Domain | None = None
+    """Who writes first; None takes the LM as it is."""
     stage: Stage = field(default_factory=Silent)
     max_real: int = 2000
     """Real rows per class that coresets choose from, drawn at random where there are more."""
@@ -104,7 +107,7 @@ class Material:
         """The search for `count` texts per class, with this seed."""
         update = {"texts_per_class": count, "seed": self.seed, "solver": "search"}
         config = self.config.model_copy(update=update | {"class_balance": "equal"} | settings)
-        return Search(BlockRunner(self.lm, self.task, config, limit=self.limit))
+        return Search(BlockRunner(self.lm, self.task, config, limit=self.limit), self.domain)
 
     @cached_property
     def lm_texts(self) -> list[list[str]]:
@@ -185,7 +188,7 @@ class Material:
             return self.pools, self.scores
         more = [
             search.write_class(
-                lambda: search.runner.prompts, c, n * (rounds - 1), ("more",), self.folder, self.stage
+                lambda: search.first_prompts, c, n * (rounds - 1), ("more",), self.folder, self.stage
             )
             for c, n in enumerate(search.round_counts)
         ]

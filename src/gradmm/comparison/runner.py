@@ -24,6 +24,7 @@ from gradmm.comparison.resources import peak_memory
 from gradmm.comparison.sets import Key
 from gradmm.data.rows import LabelledData
 from gradmm.data.task import BoundTask
+from gradmm.domain import Domain
 from gradmm.measures import measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
@@ -73,6 +74,8 @@ class Arena:
     """In the student's tokens."""
     test: TokenRows
     folder: Checkpoints
+    domain: Domain | None = None
+    """Who writes first; None takes the LM as it is. One for all data seeds: what it reads is the same."""
     given: Mapping[Key, Record] = field(default_factory=dict)
     """What another comparison knows of its sets, the texts of some among it: they are not made again."""
 
@@ -145,7 +148,7 @@ class Arena:
             rows = rows.sample([min(self.config.real_rows_per_class, own) for own in rows.counts()], seed)
         folder = Within(self.folder, f"seed-{seed:03d}")
         largest = max(self.config.budgets)
-        return Material(self.lm, self.task, rows, self.config.generate, seed, folder, largest)
+        return Material(self.lm, self.task, rows, self.config.generate, seed, folder, largest, self.domain)
 
     def _texts(self, cell: Cell, material: Material) -> Record:
         """The cell's texts and what they measure, made once."""

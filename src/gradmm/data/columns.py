@@ -61,11 +61,17 @@ def choose_columns(present: Sequence[str], config: DataConfig, name: str) -> Col
 
     Raises:
         DataError: A column that is named is not there or there twice, or it is not clear which one is meant.
+
+    Where labels play no part, the column of texts stands for theirs.
     """
     if not present:
         raise DataError(f"{name} has no columns; give a file with one of texts and one of labels")
     text = _choose(present, config.text_column, config.label_column, TEXT_COLUMNS, f"{name}: ", "text")
-    label = _choose(present, config.label_column, config.text_column, LABEL_COLUMNS, f"{name}: ", "label")
+    label = (
+        text
+        if not config.needs_labels
+        else _choose(present, config.label_column, config.text_column, LABEL_COLUMNS, f"{name}: ", "label")
+    )
     for column in (text, label):
         if list(present).count(column) > 1:
             raise DataError(f"{name}: more than one column is named {column!r}; rename all but one of them")
@@ -128,10 +134,12 @@ def take(found: Dataset | dict[str, Dataset], config: DataConfig, name: str) -> 
 
 
 def two_columns(rows: Dataset, config: DataConfig, name: str) -> Found:
-    """Keep the two columns and name them `text` and `label`."""
+    """Keep the two columns and name them `text` and `label`; where labels play no part, the first alone."""
     if len(rows) == 0:
         raise DataError(f"{name} has no rows in split {config.split!r}; {NO_ROWS}")
     columns = choose_columns(rows.column_names, config, name)
+    if not config.needs_labels:
+        return Found(rows.select_columns(columns.text).rename_columns({columns.text: "text"}), name, columns)
     renamed = rows.select_columns(list(columns)).rename_columns({columns.text: "text", columns.label: "label"})
     return Found(renamed, name, columns)
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias, cast
+from typing import ClassVar, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ class DataConfig(BaseModel):
     """Where the labelled rows are and which of them to use."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    needs_labels: ClassVar[bool] = True
 
     dataset: str | None = None
     """A Hub id; a path to a CSV, TSV, JSON, JSON lines, Parquet or Arrow file (each may be .gz or .zst), or to
@@ -77,6 +78,12 @@ class DataConfig(BaseModel):
             if len(names) == 1:
                 raise ValueError(f"{field} names only the class {names[0]!r}; name at least two")
         return self
+
+
+class TextConfig(DataConfig):
+    """Where texts are whose labels, if they have any, play no part."""
+
+    needs_labels: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, eq=False)

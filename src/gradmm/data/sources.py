@@ -15,13 +15,13 @@ from gradmm.data.conflicts import find_conflicts
 from gradmm.data.finding import find
 from gradmm.data.labels import classes_of
 from gradmm.data.mapped import filtered, in_order, plain_texts
-from gradmm.data.rows import DataConfig, Indices, LabelledData, draw
+from gradmm.data.rows import DataConfig, Indices, LabelledData, TextConfig, column_of, draw
 from gradmm.data.vetting import check_counts, check_texts
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["DataConfig", "DataSource", "LabelledData", "load_data"]
+__all__ = ["DataConfig", "DataSource", "LabelledData", "load_data", "load_texts"]
 
 log = logging.getLogger("gradmm")
 _DEFAULTS = DataConfig()
@@ -67,6 +67,26 @@ def load_data(source: DataSource | None, config: DataConfig = _DEFAULTS) -> Labe
         before = source.numbers if isinstance(source, LabelledData) else None
         numbers = before[kept] if before is not None else kept if len(kept) < len(found.rows) else None
         return LabelledData(rows, found.name, *found.columns, numbers)
+
+
+def load_texts(source: str | Path) -> list[str]:
+    """Load texts whose labels, if they have any, play no part.
+
+    Args:
+        source: A Hub id, a path or "demo"; a string is a path if it exists or looks like one.
+
+    Returns:
+        The texts, in the order of the source.
+
+    Raises:
+        DataError: The source cannot be read, or a text cannot be used.
+    """
+    with quiet():
+        found = find(source, TextConfig())
+        rows = in_order(found.rows)
+        check_texts(rows, np.arange(len(rows)), found.name, found.columns.text)
+        texts: list[str] = column_of(plain_texts(rows), "text").to_pylist()
+        return texts
 
 
 def _say_what_was_found(found: Found, config: DataConfig) -> None:

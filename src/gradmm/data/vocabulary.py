@@ -79,6 +79,14 @@ def sentence_ends(tokenizer: Any, vocab_size: int) -> Tensor:
     return mask_V
 
 
+def text_ends(tokenizer: Any, vocab_size: int) -> Tensor:
+    """Marks the token by which an LM says that a text is over (V,); none where the tokenizer has none."""
+    mask_V, end = torch.zeros(vocab_size, dtype=torch.bool), tokenizer.eos_token_id
+    if end is not None and end < vocab_size:
+        mask_V[end] = True
+    return mask_V
+
+
 def word_tokens(tokenizer: Any, vocab_size: int) -> Tensor:
     """Marks the tokens that open a word: a space and letters, or letters of a script without case (V,)."""
     mask_V = torch.zeros(vocab_size, dtype=torch.bool)

@@ -149,7 +149,8 @@ class PrivacyConfig(Budget):
     words_fraction: float = Field(0.5, gt=0, lt=1)
     """Of the budget, for shares of words, where the writer is tilted by them (`writer.unigram_step`)."""
     files_are_public: bool = False
-    """The texts of `pool.files` have nothing to do with the rows, and may be published word for word."""
+    """The texts of `pool.files` and `writer.files` have nothing to do with the rows, and may be published word for
+    word."""
 
     @model_validator(mode="after")
     def _clips(self) -> PrivacyConfig:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from gradmm.data.task import BoundTask
+from gradmm.data.vocabulary import text_ends
 from gradmm.decoding import PromptCache, sample
 from gradmm.errors import GradmmError
 
@@ -28,9 +29,10 @@ class LengthConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     distribution: Literal["natural", "fixed", "uniform", "normal"] = "natural"
-    """`natural`: the LM's own sentences, cut at the last sentence end before a limit drawn uniformly between
-    `min_tokens` and `max_tokens` (or at the first one, if that comes later but before `max_tokens`); `fixed`:
-    `max_tokens`; `uniform` between the two; `normal` around `mean` with `std`, kept between the two."""
+    """`natural`: the LM's own sentences, cut at the last end of a sentence (or of the text, if the LM ended it)
+    before a limit drawn uniformly between `min_tokens` and `max_tokens`, or at the first one, if that comes later
+    but before `max_tokens`; `fixed`: `max_tokens`; `uniform` between the two; `normal` around `mean` with `std`,
+    kept between the two."""
     min_tokens: int = Field(8, ge=1)
     """Shortest text."""
     max_tokens: int = Field(32, ge=1)
@@ -112,12 +114,19 @@ def write_texts(
     texts: list[list[int]] = [[] for _ in labels]
     limits = lengths.draw(len(labels), generator).tolist()
     missing, natural = list(range(len(labels))), lengths.distribution == "natural"
+    ends_V = text_ends(prompts.lm.tokenizer, len(allowed_V)).to(allowed_V.device) & natural
+    ends = set(ends_V.nonzero()[:, 0].tolist())  # a text of given length ends where that is reached
     for _ in range(_ROUNDS):
         own = torch.tensor([labels[i] for i in missing], device=prompts.lm.device)
         steps = SPARE + (lengths.max_tokens if natural else max(limits[i] for i in missing))
-        drawn = sample(prompts, own, steps, allowed_V, generator, config.temperature, config.top_p, bias_V)
+        drawn = sample(
+            prompts, own, steps, allowed_V | ends_V, generator, config.temperature, config.top_p, bias_V
+        )
         for i, ids in zip(missing, drawn.tolist(), strict=True):
-            kept = _cut(task, _before(task.decode(ids), stops), limits[i], lengths)
+            over = next((t for t, token in enumerate(ids) if token in ends), None)
+            whole = task.decode(ids[:over])
+            text = _before(whole, stops)
+            kept = _cut(task, text, over is not None or text != whole, limits[i], lengths)
             # Tokenised again, allowed tokens may have become one that is banned.
             texts[i] = kept if bool(allowed_V[kept].all()) else []
         missing = [i for i in missing if not texts[i]]
@@ -138,21 +147,19 @@ def _before(text: str, stops: Sequence[str]) -> str:
     return text
 
 
-def _cut(task: BoundTask, text: str, limit: int, lengths: LengthConfig) -> list[int]:
-    """The tokens kept of a text that the LM wrote; empty to have another one written."""
+def _cut(task: BoundTask, text: str, has_ended: bool, limit: int, lengths: LengthConfig) -> list[int]:
+    """The tokens kept of a text that the LM wrote, and may have ended; empty to have another one written."""
     if lengths.distribution != "natural":
         ids = task.text_ids(text)[:limit]
         return ids if len(ids) == limit else []
-    best: list[int] = []
-    for match in _SENTENCE_END.finditer(text):
-        ids = task.text_ids(text[: match.end()])
-        if lengths.min_tokens <= len(ids) <= limit:
-            best = ids
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    if has_ended and text[ends[-1] if ends else 0 :].strip():
+        ends.append(len(text.rstrip()))
+    tokens = [task.text_ids(text[:end]) for end in ends]
+    best = [ids for ids in tokens if lengths.min_tokens <= len(ids) <= limit][-1:]
     # A limit below the first sentence's end would starve; any whole sentence that fits will do.
-    if not best and (first := _SENTENCE_END.search(text)):
-        ids = task.text_ids(text[: first.end()])
-        best = ids if lengths.min_tokens <= len(ids) <= lengths.max_tokens else []
-    return best
+    best = best or [ids for ids in tokens[:1] if lengths.min_tokens <= len(ids) <= lengths.max_tokens]
+    return best[0] if best else []
 
 
 def as_block(embeddings_VE: Tensor, texts: Sequence[Sequence[int]]) -> Start:

@@ -31,13 +31,19 @@ _MAX_NORM = 1.0  # that gradients are clipped to, as transformers' Trainer does
 
 
 class WriterConfig(BaseModel):
-    """How often the writer is tuned on what was chosen, and how."""
+    """What the writer learns before it writes, how often it is tuned on what was chosen, and how."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    files: tuple[str, ...] = ()
+    """Files, folders or Hub ids of texts of the same domain that need no protection, with or without labels: the
+    writer learns them before the first round, behind class prompts drawn at random. They are no candidates; who
+    writes has read them and may repeat what it read."""
+    files_max_steps: int = Field(600, ge=1)
+    """Updates on the texts of `files`, at most; no text is seen more often than `num_train_epochs` times."""
     rounds: int = Field(4, ge=1)
     """Rounds of writing, each with the same share of the pool; after each but the last the writer is tuned. With
-    1 the LM writes all as it is."""
+    1 all is written by the LM as it is, or as it has learnt `files`."""
     share: float = Field(0.1, gt=0, le=1)
     """Of the candidates at hand, how many are chosen for the writer to learn; at least ten of every class, where
     there are."""
@@ -56,7 +62,11 @@ class WriterConfig(BaseModel):
 
 
 def tune_writer(
-    lm: LanguageModel, examples: Sequence[Example], config: WriterConfig, generator: torch.Generator
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    config: WriterConfig,
+    generator: torch.Generator,
+    max_steps: int | None = None,
 ) -> LanguageModel:
     """The LM as it writes after it has seen the examples; `lm` stays as it is.
 
@@ -68,6 +78,7 @@ def tune_writer(
         examples: at least one, with at least one token of prompt and of text each.
         config: how.
         generator: random generator on the CPU: the order of examples.
+        max_steps: updates, at most.
 
     Raises:
         NonFiniteError: if the loss stops being finite.
@@ -76,6 +87,7 @@ def tune_writer(
     assert examples, "nothing to learn"
     size, limit = config.per_device_train_batch_size, BatchLimit(config.per_device_train_batch_size)
     steps, order = max(1, round(config.num_train_epochs * len(examples) / size)), list[int]()
+    steps = min(steps, max_steps or steps)
     seed = int(torch.randint(2**31, (), generator=generator))
     model = TrainableModel(lm, config.lora, autocast=lm.dtype == torch.bfloat16, seed=seed)
     weights, settings = list(model.parameters().values()), OptimizerConfig(learning_rate=config.learning_rate)

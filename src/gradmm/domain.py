@@ -1,0 +1,69 @@
+"""Who writes first: the LM as it is, or after it has read texts of the domain that need no protection.
+
+What a model has never read it cannot write, and what is not in the pool cannot be chosen: a model of film reviews
+writes no question, however long it is asked for one. Text of the same kind is often at hand without labels, or is
+nobody's secret. Which class a text belongs to is not learnt from it: class prompts are drawn at random, and what
+the classes are is left to the gradients.
+
+Gradients, readability and labels are computed at the LM's own weights, whoever writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+
+from gradmm.config import GenerateConfig
+from gradmm.data.task import BoundTask, continuation_ids
+from gradmm.decoding import PromptCache
+from gradmm.memory import BatchLimit
+from gradmm.models import LanguageModel
+from gradmm.seeds import make_generator
+from gradmm.training.writer import Example, tune_writer
+
+
+class Domain:
+    """The first writer, who learns when he is first asked for.
+
+    Args:
+        lm: where the weights start.
+        task: the rendering, and the class prompts.
+        config: how, and the seed.
+        texts: what is read; none leaves the LM as it is.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, task: BoundTask, config: GenerateConfig, texts: Sequence[str] = ()
+    ) -> None:
+        self.lm, self.task, self.config, self.texts = lm, task, config, texts
+
+    @cached_property
+    def writer(self) -> LanguageModel:
+        """The LM after it has read the texts.
+
+        Raises:
+            NonFiniteError: if the loss stops being finite.
+            OutOfMemoryError: if a single text does not fit into memory.
+        """
+        if not self.texts:
+            return self.lm
+        generator = make_generator(self.config.seed, "domain")
+        examples, settings = self._examples(generator), self.config.writer
+        return tune_writer(self.lm, examples, settings, generator, settings.files_max_steps)
+
+    def prompts(self, limit: BatchLimit) -> PromptCache:
+        """The class prompts, as the writer has read them."""
+        return PromptCache(self.writer, self.task.instruction_ids, limit)
+
+    def _examples(self, generator: torch.Generator) -> list[Example]:
+        """Every text behind some class's prompt, cut where the longest text ends; one that fits has an end."""
+        task, found = self.task, list[Example]()
+        most, end = self.config.lengths.max_tokens, task.tokenizer.eos_token_id
+        classes = torch.randint(len(task.instruction_ids), (len(self.texts),), generator=generator).tolist()
+        for label, text in zip(classes, self.texts, strict=True):
+            ids = continuation_ids(task.tokenizer, task.task.instruction(label), f" {text.strip()}")
+            ending = [end] if end is not None and len(ids) <= most else []
+            found.append((task.instruction_ids[label], [*ids[:most], *ending]))
+        return found
