@@ -81,6 +81,11 @@ OTHERS = "one row more or less would change which others are taken; save those r
             "privacy.files_are_public to true if they have nothing to do with the real rows, else leave them out",
         ),
         (
+            ["writer.files=[a.csv, b]"],
+            "settings: writer.files brings texts of a.csv, b, which may stand in the result word for word; set "
+            "privacy.files_are_public to true if they have nothing to do with the real rows, else leave them out",
+        ),
+        (
             ["data.max_rows_per_class=50"],
             f"settings: data.max_rows_per_class is 50, which draws from the real rows: {OTHERS}",
         ),
@@ -120,24 +125,26 @@ def test_what_is_public_may_be_used() -> None:
     assert settings.count_texts(("negative", "positive"), [7, 7]) == (1, 3), "not by the real rows"
     with pytest.raises(ConfigError, match="public_counts lists 'negative', which is no class"):
         settings.count_texts(("bad", "positive"))
+    assert config(writer={"files": ["a.csv"]}, privacy=PRIVACY | {"files_are_public": True})
     assert config(pool={"files": ["a.csv"]}, privacy=PRIVACY | {"files_are_public": True})
     names = {"task": {"template": "{text} So"}, "data": {"label_names": ["a", "b"]}, "privacy": PRIVACY}
     assert parse_settings(RunConfig, names).privacy is not None
 
 
-def test_the_real_rows_are_no_public_file(tiny_lm: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", ["pool", "writer"])
+def test_the_real_rows_are_no_public_file(tiny_lm: Any, tmp_path: Path, group: str) -> None:
     lines = (json.dumps({"text": text, "label": ("negative", "positive")[label]}) for text, label in FEW)
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
-    pool = {"files": [str(tmp_path / "mine.jsonl")]}
+    files = {"files": [str(tmp_path / "mine.jsonl")]}
     with pytest.raises(ConfigError) as caught:
         make(
             tiny_lm("gpt2"),
             load_data(tmp_path / "mine.jsonl"),
             tmp_path / "run",
-            pool=pool,
+            **{group: files},
             privacy=PRIVACY | {"files_are_public": True},
         )
-    assert str(caught.value) == f"pool.files has {pool['files'][0]}, which holds the real rows; leave it out"
+    assert str(caught.value) == f"{group}.files has {files['files'][0]}, which holds the real rows; leave it out"
     assert not (tmp_path / "run").exists()
 
 

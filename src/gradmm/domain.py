@@ -53,6 +53,12 @@ class Domain:
         examples, settings = self._examples(generator), self.config.writer
         return tune_writer(self.lm, examples, settings, generator, settings.files_max_steps)
 
+    @property
+    def ending(self) -> list[int]:
+        """The token behind a text that is over, where texts are read at all and there is such a token."""
+        end = self.task.tokenizer.eos_token_id
+        return [end] if self.texts and end is not None else []
+
     def prompts(self, limit: BatchLimit) -> PromptCache:
         """The class prompts, as the writer has read them."""
         return PromptCache(self.writer, self.task.instruction_ids, limit)
@@ -60,10 +66,9 @@ class Domain:
     def _examples(self, generator: torch.Generator) -> list[Example]:
         """Every text behind some class's prompt, cut where the longest text ends; one that fits has an end."""
         task, found = self.task, list[Example]()
-        most, end = self.config.lengths.max_tokens, task.tokenizer.eos_token_id
+        most = self.config.lengths.max_tokens
         classes = torch.randint(len(task.instruction_ids), (len(self.texts),), generator=generator).tolist()
         for label, text in zip(classes, self.texts, strict=True):
             ids = continuation_ids(task.tokenizer, task.task.instruction(label), f" {text.strip()}")
-            ending = [end] if end is not None and len(ids) <= most else []
-            found.append((task.instruction_ids[label], [*ids[:most], *ending]))
+            found.append((task.instruction_ids[label], [*ids[:most], *(self.ending if len(ids) <= most else [])]))
         return found

@@ -125,9 +125,10 @@ class _Round:
             kept = {}, {"texts": self._choose()}
             self.folder.save_state(name, *kept)
         task, texts = self.search.task, kept[1]["texts"]
-        # As the writer writes them: behind the prompt and a space.
+        # As the writer writes them: behind the prompt and a space; who has read where texts end is not to forget it.
+        ending = self.search.domain.ending
         return [
-            (prompt, continuation_ids(task.tokenizer, task.task.instruction(label), f" {text}"))
+            (prompt, [*continuation_ids(task.tokenizer, task.task.instruction(label), f" {text}"), *ending])
             for label, (prompt, own) in enumerate(zip(task.instruction_ids, texts, strict=True))
             for text in own
         ]

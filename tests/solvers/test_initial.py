@@ -106,6 +106,21 @@ def test_texts_depend_on_the_seed_and_the_class(demo_lm, demo_task):
     assert other[1] != first[1]
 
 
+def test_a_text_may_end_where_the_lm_ends_it(tiny_lm, tiny_task):
+    """No token that may be drawn ends a sentence; the LM's own end of a text does, and is no part of it."""
+    lm = tiny_lm("gpt2")
+    task, end = tiny_task(lm), lm.tokenizer.eos_token_id
+    allowed_V = allowed_tokens(lm.tokenizer, lm.vocab_size) & ~sentence_ends(lm.tokenizer, lm.vocab_size)
+    bias_V = torch.zeros(lm.vocab_size)
+    bias_V[end] = 4.0
+    lengths, prompts = LengthConfig(min_tokens=3, max_tokens=12), PromptCache(lm, task.instruction_ids)
+    given = (task, prompts, allowed_V, [0, 1] * 8, lengths, InitialConfig(), seeded())
+    written = write_texts(*given, bias_V=bias_V)
+    assert all(3 <= len(row) <= 12 and end not in row for row in written)
+    assert len({len(row) for row in written}) > 2
+    assert all(task.text_ids(task.decode(row)) == row for row in written)
+
+
 def test_an_lm_that_ends_no_sentence_is_given_up_on(tiny_lm, tiny_task):
     lm = tiny_lm("gpt2")
     allowed_V = allowed_tokens(lm.tokenizer, lm.vocab_size) & ~sentence_ends(lm.tokenizer, lm.vocab_size)

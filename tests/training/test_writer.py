@@ -14,6 +14,7 @@ from gradmm.errors import NonFiniteError, OutOfMemoryError
 from gradmm.training import writer
 from gradmm.training.trainable import LoraSettings, TrainableModel
 from gradmm.training.writer import Example, WriterConfig, next_token_loss, tune_writer
+from writer_oracles import literal_loss
 
 EXAMPLES: list[Example] = [([3, 4], [5, 6, 7]), ([8], [9]), ([3, 4, 5, 6], [7, 8, 9, 10, 11, 12])]
 MODELS = pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -25,16 +26,6 @@ def config(**given: Any) -> WriterConfig:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def literal_loss(model: Any, examples: list[Example]) -> torch.Tensor:
-    """One text at a time, by the model's own logits, one token after the other."""
-    total = torch.zeros(())
-    for prompt, text in examples:
-        logits_SV = model(input_ids=torch.tensor([[*prompt, *text]])).logits[0].log_softmax(-1)
-        for place, token in enumerate(text, start=len(prompt)):
-            total = total - logits_SV[place - 1, token]
-    return total
 
 
 @MODELS
