@@ -1,4 +1,4 @@
-"""Texts of the domain that the writer reads first: what it is shown, what it learns, and how a run depends on it."""
+"""Texts of the domain that the writer reads first: what it is shown and learns, and how a run depends on them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_labels_are_not_needed_and_play_no_part(public: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ({"words": "a"}, "no usual column of texts among 'words'; set text_column (--text-column) to one of them"),
+        ({"words": "a"}, "no usual column of texts among words; set text_column (--text-column) to one of them"),
         ({"text": " "}, "row 0 (counted from 0): text is only white space; remove the row or give its text"),
     ],
 )

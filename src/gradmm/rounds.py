@@ -125,7 +125,7 @@ class _Round:
             kept = {}, {"texts": self._choose()}
             self.folder.save_state(name, *kept)
         task, texts = self.search.task, kept[1]["texts"]
-        # As the writer writes them: behind the prompt and a space; who has read where texts end is not to forget it.
+        # As the writer writes them: behind prompt and space. Who has read where texts end is to remember it.
         ending = self.search.domain.ending
         return [
             (prompt, [*continuation_ids(task.tokenizer, task.task.instruction(label), f" {text}"), *ending])
