@@ -76,6 +76,7 @@ def with_canaries(path: Path) -> Path:
             "model": {"model_name_or_path": f"/opt/{CANARY}/tiny", "revision": None},
             "data": {"dataset": f"/home/{CANARY}/train.csv", "split": "train"},
             "pool": {"files": [f"~/{CANARY}/more.jsonl"], "texts_per_text": 3},
+            "writer": {"files": [f"~/{CANARY}/read.jsonl"]},
             "task": {
                 "template": "{text} It was",
                 "verbalisers": dict(zip(LABELS, (" bad", " great"), strict=True)),
@@ -174,6 +175,7 @@ def test_nothing_of_the_rows_and_of_the_machine_leaves(hub: Hub, tmp_path: Path)
     settings = yaml.safe_load(hub.files["config.yaml"])
     assert (settings["model"]["model_name_or_path"], settings["data"]["dataset"]) == ("tiny", "train.csv")
     assert settings["pool"]["files"] == ["more.jsonl"]
+    assert settings["writer"]["files"] == ["read.jsonl"]
     assert set(settings["task"]) == {"template", "verbalisers"}
 
 
@@ -329,7 +331,8 @@ def test_settings_that_are_published_were_looked_at() -> None:
     """A new one, or one that takes any words, may hold a path or a row: decide in `uploads`, then list it here."""
     assert set(SETTINGS) == set(RunConfig.model_fields)
     assert set(_free_words(RunConfig)) == {
-        *("model.model_name_or_path", "data.dataset", "pool.files", "task.instructions"),  # cut or left out
+        *("model.model_name_or_path", "data.dataset", "task.instructions"),  # cut or left out
+        *("pool.files", "writer.files"),
         *("model.revision", "model.device", "model.attn_implementation", "data.name", "data.split"),
         *("data.text_column", "data.label_column", "data.label_names", "data.classes"),
         *("texts_per_class", "privacy.public_counts", "bans.substrings", "writer.lora.target_modules"),

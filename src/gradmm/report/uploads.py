@@ -122,8 +122,9 @@ def _settings(run: Texts) -> str:
     for group, key in (("model", "model_name_or_path"), ("data", "dataset")):
         if isinstance(kept[group].get(key), str):
             kept[group][key] = public_name(kept[group][key])
-    if kept.get("pool"):
-        kept["pool"]["files"] = [public_name(str(file)) for file in kept["pool"].get("files") or ()]
+    for group in ("pool", "writer"):
+        if isinstance(kept.get(group), dict):
+            kept[group]["files"] = [public_name(str(file)) for file in kept[group].get("files") or ()]
     task = kept["task"]
     has_prompts = isinstance(task, dict) and task.pop("instructions", None) is not None
     return _CUT + _NO_PROMPTS * has_prompts + yaml.safe_dump(kept, sort_keys=False, allow_unicode=False)
