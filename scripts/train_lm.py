@@ -166,8 +166,9 @@ def settle(args: argparse.Namespace) -> argparse.Namespace:
 
 def take_shape(args: argparse.Namespace) -> None:
     """Sets the shape to that of `--model`. Raises InputError for a shape beside it, or a model of another kind."""
+    parser = make_parser()
     for name in SHAPE:
-        if getattr(args, name) != make_parser().get_default(name):
+        if getattr(args, name) != parser.get_default(name):
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag}: --model {args.model} decides it, got {getattr(args, name)}; drop {flag}")
     config = read_config(args.model)

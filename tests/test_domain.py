@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gradmm.comparison.sets import _deciding
 from gradmm.data.sources import load_texts
 from gradmm.domain import Domain
 from gradmm.errors import DataError, RunFolderError
@@ -46,7 +47,7 @@ def test_without_texts_the_lm_writes_as_it_is(tiny_lm: Any, tiny_task: Any) -> N
 def test_texts_stand_behind_class_prompts_and_those_that_fit_end(tiny_lm: Any, tiny_task: Any) -> None:
     lm = tiny_lm("gpt2")
     task = tiny_task(lm)
-    domain = Domain(lm, task, settings(), TEXTS * 10)
+    domain = Domain(lm, task, settings(), {"a": TEXTS * 5, "b": TEXTS * 5})
     examples, most = domain._examples(make_generator(0)), 8
     end = lm.tokenizer.eos_token_id
     assert domain.ending == [end]
@@ -61,11 +62,11 @@ def test_texts_stand_behind_class_prompts_and_those_that_fit_end(tiny_lm: Any, t
 
 def test_the_writer_learns_them_and_the_lm_stays_as_it_is(tiny_lm: Any, tiny_task: Any) -> None:
     lm = tiny_lm("gpt2")
-    before, domain = lm.fingerprint(), Domain(lm, tiny_task(lm), settings(num_train_epochs=20), TEXTS)
+    before, domain = lm.fingerprint(), Domain(lm, tiny_task(lm), settings(num_train_epochs=20), {"a": TEXTS})
     examples = domain._examples(make_generator(0, "domain"))
     assert float(literal_loss(domain.writer.model, examples)) < 0.8 * float(literal_loss(lm.model, examples))
     assert lm.fingerprint() == before
-    once = Domain(lm, tiny_task(lm), settings(num_train_epochs=20, files_max_steps=1), TEXTS)
+    once = Domain(lm, tiny_task(lm), settings(num_train_epochs=20, files_max_steps=1), {"a": TEXTS})
     assert float(literal_loss(once.writer.model, examples)) > float(literal_loss(domain.writer.model, examples))
 
 
@@ -128,3 +129,9 @@ def test_what_cannot_be_read_is_said(tmp_path: Path, line: dict[str, str], told:
     with pytest.raises(DataError) as caught:
         load_texts(path)
     assert told in str(caught.value)
+
+
+def test_sets_are_not_taken_from_a_comparison_whose_writer_read_other_texts() -> None:
+    settings = {"real_rows_per_class": None, "budgets": [1]}
+    one, other = (_deciding({"settings": settings, "read": {"a.jsonl": hashed}}) for hashed in ("1", "2"))
+    assert one != other

@@ -10,18 +10,21 @@ Gradients, readability and labels are computed at the LM's own weights, whoever 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from gradmm.config import GenerateConfig
 from gradmm.data.task import BoundTask, continuation_ids
-from gradmm.decoding import PromptCache
-from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.seeds import make_generator
 from gradmm.training.writer import Example, tune_writer
+
+log = logging.getLogger("gradmm")
 
 
 class Domain:
@@ -31,13 +34,14 @@ class Domain:
         lm: where the weights start.
         task: the rendering, and the class prompts.
         config: how, and the seed.
-        texts: what is read; none leaves the LM as it is.
+        files: what is read, by the name that the user gave; none leaves the LM as it is.
     """
 
     def __init__(
-        self, lm: LanguageModel, task: BoundTask, config: GenerateConfig, texts: Sequence[str] = ()
+        self, lm: LanguageModel, task: BoundTask, config: GenerateConfig, files: Mapping[str, Sequence[str]] = {}
     ) -> None:
-        self.lm, self.task, self.config, self.texts = lm, task, config, texts
+        self.lm, self.task, self.config, self.files = lm, task, config, files
+        self.texts = [text for texts in files.values() for text in texts]
 
     @cached_property
     def writer(self) -> LanguageModel:
@@ -49,6 +53,7 @@ class Domain:
         """
         if not self.texts:
             return self.lm
+        log.info("the writer reads %s texts of %s", f"{len(self.texts):,}", ", ".join(self.files))
         generator = make_generator(self.config.seed, "domain")
         examples, settings = self._examples(generator), self.config.writer
         return tune_writer(self.lm, examples, settings, generator, settings.files_max_steps)
@@ -59,9 +64,10 @@ class Domain:
         end = self.task.tokenizer.eos_token_id
         return [end] if self.texts and end is not None else []
 
-    def prompts(self, limit: BatchLimit) -> PromptCache:
-        """The class prompts, as the writer has read them."""
-        return PromptCache(self.writer, self.task.instruction_ids, limit)
+    def fingerprint(self) -> dict[str, Any]:
+        """What results depend on of the texts; nothing where there are none."""
+        found = {name: hashlib.sha256("\0".join(own).encode()).hexdigest() for name, own in self.files.items()}
+        return {"read": found} if found else {}
 
     def _examples(self, generator: torch.Generator) -> list[Example]:
         """Every text behind some class's prompt, cut where the longest text ends; one that fits has an end."""

@@ -5,16 +5,15 @@ And what `config.yaml` holds of all of it, and what the results depend on.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from gradmm.config import GenerateConfig
 from gradmm.data.sources import DataConfig, LabelledData, load_data, load_texts
-from gradmm.data.task import Task
+from gradmm.data.task import BoundTask, Task
+from gradmm.domain import Domain
 from gradmm.models import LanguageModel
-from gradmm.private_run import named, refuse_read_rows, refuse_real_rows
+from gradmm.private_run import named, refuse_real_rows
 from gradmm.result import texts_of_run
 
 
@@ -23,22 +22,16 @@ def load_brought(config: GenerateConfig, task: Task, rows: LabelledData) -> dict
     classes = DataConfig(classes=task.label_names)
     brought = {name: load_data(texts_of_run(name) or name, classes) for name in config.pool.files}
     if config.privacy is not None:
-        refuse_real_rows(rows, brought.items())
+        refuse_real_rows(rows, "pool.files", {name: own.texts() for name, own in brought.items()})
     return brought
 
 
-def load_read(config: GenerateConfig, rows: LabelledData) -> dict[str, list[str]]:
-    """Texts that the writer reads before it writes, by the name that the user gave."""
+def load_domain(lm: LanguageModel, task: BoundTask, config: GenerateConfig, rows: LabelledData) -> Domain:
+    """Who writes first, with the texts that are to be read before."""
     read = {name: load_texts(texts_of_run(name) or name) for name in config.writer.files}
     if config.privacy is not None:
-        refuse_read_rows(rows, read.items())
-    return read
-
-
-def read_fingerprint(read: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What the results depend on of them; nothing where there are none."""
-    found = {name: hashlib.sha256("\0".join(texts).encode()).hexdigest() for name, texts in read.items()}
-    return {"read": found} if found else {}
+        refuse_real_rows(rows, "writer.files", read)
+    return Domain(lm, task, config, read)
 
 
 def settings_of(lm: LanguageModel, task: Task, rows: LabelledData, config: GenerateConfig) -> dict[str, Any]:

@@ -30,11 +30,10 @@ from gradmm.data.checks import check_fits, match_labels
 from gradmm.data.presets import get_task
 from gradmm.data.sources import DataSource, LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
-from gradmm.domain import Domain
 from gradmm.environment import describe_environment
 from gradmm.forming import choose_form
 from gradmm.found import Found, as_found
-from gradmm.given import fingerprint_of, load_brought, load_read, read_fingerprint, settings_of
+from gradmm.given import fingerprint_of, load_brought, load_domain, settings_of
 from gradmm.gradients.exact_target import WINDOW, Unfinished, class_target
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
@@ -92,10 +91,9 @@ def generate(
     limit = BatchLimit(config.batch_size(lm.device))
     counts = config.count_texts(bound.task.label_names, None if is_private else rows.counts())
     runner = BlockRunner(lm, bound, config, counts, limit)
-    brought, read = load_brought(config, bound.task, rows), load_read(config, rows)
-    domain = Domain(lm, bound, config, [text for texts in read.values() for text in texts])
+    brought, domain = load_brought(config, bound.task, rows), load_domain(lm, bound, config, rows)
     search = Search(runner, domain)  # refuses settings that it cannot work with, before there is a run folder
-    fingerprint = fingerprint_of(lm, bound.task, rows, config, brought) | read_fingerprint(read)
+    fingerprint = fingerprint_of(lm, bound.task, rows, config, brought) | domain.fingerprint()
     with ExitStack() as stack:
         place = output_dir or stack.enter_context(tempfile.TemporaryDirectory())
         artefacts = (*TEXT_FILES, LEDGER) if is_private else TEXT_FILES

@@ -9,12 +9,12 @@ message about them. The screen, which their owner looks at, shows the release's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradmm.config import GenerateConfig, RunConfig
-from gradmm.data.rows import LabelledData, column_of
+from gradmm.data.rows import LabelledData
 from gradmm.data.task import BoundTask
 from gradmm.errors import ConfigError, RunFolderError
 from gradmm.gradients.factors import Factors
@@ -70,26 +70,15 @@ def refuse(config: GenerateConfig, output_dir: str | Path | None) -> None:
         )
 
 
-def refuse_real_rows(rows: LabelledData, brought: Iterable[tuple[str, LabelledData]]) -> None:
-    """Whether candidates that are said to be public are the real rows.
+def refuse_real_rows(rows: LabelledData, setting: str, public: Mapping[str, Sequence[str]]) -> None:
+    """Whether texts that are said to be public, by name, are those of the real rows.
 
     Raises:
         ConfigError: if they are.
     """
-    for name, texts in brought:
-        if texts.fingerprint() == rows.fingerprint():
-            raise ConfigError(f"pool.files has {name}, which holds the real rows; leave it out")
-
-
-def refuse_read_rows(rows: LabelledData, read: Iterable[tuple[str, Sequence[str]]]) -> None:
-    """Whether texts that the writer is to learn, and that are said to be public, are the real rows.
-
-    Raises:
-        ConfigError: if they are.
-    """
-    for name, texts in read:
-        if len(texts) == len(rows) and list(texts) == column_of(rows.rows, "text").to_pylist():
-            raise ConfigError(f"writer.files has {name}, which holds the real rows; leave it out")
+    for name, texts in public.items():
+        if len(texts) == len(rows) and list(texts) == rows.texts():
+            raise ConfigError(f"{setting} has {name}, which holds the real rows; leave it out")
 
 
 def named(rows: LabelledData, config: GenerateConfig) -> dict[str, Any]:

@@ -11,7 +11,6 @@ generator of its own, so that a search that is interrupted goes on to the same e
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -39,11 +38,10 @@ from gradmm.solvers.judging import Judge
 from gradmm.solvers.kernels import FactorKernel, SimilarityKernel
 from gradmm.solvers.pool import Candidate, Pool, fit, most_repeats
 from gradmm.solvers.refinement import FRESH, RefinementState, Refiner
-from gradmm.solvers.relabelling import Checked, relabel
+from gradmm.solvers.relabelling import Checked, relabel, survivors
 from gradmm.solvers.selection import Candidates, Selected, fit_weights, select
 from gradmm.training.trainable import require_peft
 
-log = logging.getLogger("gradmm")
 _CHUNK = 256  # LM texts that are drawn, and kept in the run folder, together
 Sources = Sequence[tuple[str, Sequence[Sequence[str]]]]
 """Candidates beside the LM's: name and texts per class of each source."""
@@ -65,7 +63,7 @@ class Search:
                 f"choose one of {sorted(FORMULAS)}, or solver=admm"
             )
         learns = config.writer.rounds > 1 or config.writer.files or config.shrinkage.weight != 0
-        if config.writer.lora is not None and learns:
+        if learns and config.writer.lora is not None:
             require_peft()  # before the first round is written, not after
         self.domain = domain or Domain(runner.lm, runner.task, config)
         self.runner, self.config, self.lm, self.task = runner, config, runner.lm, runner.task
@@ -90,7 +88,10 @@ class Search:
     @cached_property
     def first_prompts(self) -> PromptCache:
         """The class prompts, as who writes first has read them."""
-        return self.domain.prompts(self.runner.limit) if self.domain.texts else self.runner.prompts
+        runner, writer = self.runner, self.domain.writer
+        return (
+            runner.prompts if writer is self.lm else PromptCache(writer, self.task.instruction_ids, runner.limit)
+        )
 
     def write(self, folder: Checkpoints, stage: Stage) -> list[list[str]]:
         """The first texts per class, chunk by chunk."""
@@ -240,7 +241,10 @@ class Search:
     ) -> dict[str, Any]:
         """A group: survivors of the label check, selection, refinement; what the run folder keeps of it."""
         counts, settings = [self.runner.counts[label] for label in group], self.config.selection
-        kept = [self._survivors(c, own.score_N, n) for c, own, n in zip(group, checked, counts, strict=True)]
+        least, names = self.config.label_check.min_probability, self.task.task.label_names
+        kept = [
+            survivors(names[c], own.score_N, n, least) for c, own, n in zip(group, checked, counts, strict=True)
+        ]
         pools = [[own.pool[i] for i in at] for own, at in zip(checked, kept, strict=True)]
         scores = [own.score_N[at] for own, at in zip(checked, kept, strict=True)]
         seen = self.look_at(group, pools, scores, target.space)
@@ -277,23 +281,6 @@ class Search:
         }
         history = {"classes": list(group), "exchanges": chosen.trace, "refinement": state.trace}
         return {"texts": split([asdict(text) for text in texts], counts), "figures": figures, "history": history}
-
-    def _survivors(self, label: int, score_N: Tensor, count: int) -> list[int]:
-        """Candidates whose label is probable enough; the most probable ones where too few are."""
-        least, name = self.config.label_check.min_probability, self.task.task.label_names[label]
-        kept = (score_N >= least).nonzero()[:, 0].tolist()
-        if len(kept) < count:
-            log.warning(
-                "class %s: %d of %d candidates carry their label with a probability of %g or more, and %d are "
-                "needed; the most probable ones are taken",
-                name,
-                len(kept),
-                len(score_N),
-                least,
-                count,
-            )
-            kept = sorted(score_N.argsort(descending=True, stable=True)[:count].tolist())
-        return kept
 
     def look_at(
         self,

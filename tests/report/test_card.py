@@ -236,12 +236,13 @@ def test_paths_are_cut(tmp_path: Path) -> None:
         "model": {"model_name_or_path": "/home/somebody/models/tiny"},
         "data": {"dataset": "C:\\Users\\somebody\\rows.csv"},
         "pool": {"files": ["~/somebody/more.jsonl"]},
+        "writer": {"files": ["~/somebody/read.jsonl"]},
     }
     text = card(read(tmp_path / "somebody", config=config))
     assert "somebody" not in text
     shown = body(text).shown
-    assert all(name in shown for name in ("tiny", "rows.csv", "more.jsonl"))
-    assert "word for word" in shown
+    assert all(name in shown for name in ("tiny", "rows.csv", "more.jsonl", "read.jsonl"))
+    assert "word for word" in shown and "has learnt and may repeat" in shown
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,8 @@ from gradmm.config import dump_config
 from gradmm.data.checks import check_fits, match_labels
 from gradmm.data.sources import LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
-from gradmm.domain import Domain
 from gradmm.environment import describe_environment
-from gradmm.given import load_read, read_fingerprint
+from gradmm.given import load_domain
 from gradmm.models import LanguageModel, load_model
 from gradmm.progress import Reporter, log, logging_to
 from gradmm.store import LOG, Resume, RunFolder, as_json
@@ -79,9 +78,8 @@ def compare(
     for rows in (data, *brought.values()):
         check_fits(student_task, rows)
     dev, test = (_rows(student_task, task, others[role]) for role in ROLES)
-    read = load_read(config.generate, data)
-    domain = Domain(lm, bound, config.generate, [text for texts in read.values() for text in texts])
-    fingerprint = _fingerprint(config, lm, student, {"train": data} | others, brought) | read_fingerprint(read)
+    domain = load_domain(lm, bound, config.generate, data)
+    fingerprint = _fingerprint(config, lm, student, {"train": data} | others, brought) | domain.fingerprint()
     given = {}
     if config.texts_from is not None:
         fingerprint["texts_from"] = checksum(config.texts_from)

@@ -40,7 +40,7 @@ _MEASURED = {
     "log_perplexity": "log_perplexity",
 }
 """What is known of a set, and its column in the records."""
-_DECIDE = ("gradmm", "model", "data.train", "settings.data", "settings.task", "settings.generate")
+_DECIDE = ("gradmm", "model", "data.train", "settings.data", "settings.task", "settings.generate", "read")
 """Entries of the fingerprint, or groups of them, that decide what sets are like; `_deciding` has two more."""
 
 

@@ -129,6 +129,11 @@ class LabelledData:
         row = int(np.flatnonzero(self._labels == label)[at])
         return row if self.numbers is None else int(self.numbers[row])
 
+    def texts(self) -> list[str]:
+        """Collect all texts, in order."""
+        found: list[str] = column_of(self.rows, "text").to_pylist()
+        return found
+
     def texts_of(self, label: int) -> list[str]:
         """Collect the texts of one class, in order; `iter_batches` does so without holding all of them."""
         return [text for batch in self.iter_batches(label, BATCH) for text in batch]

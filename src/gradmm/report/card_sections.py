@@ -211,8 +211,14 @@ def _task(run: Texts) -> tuple[str, dict[str, str]]:
 
 
 def _brought(run: Texts) -> Lines:
-    files: Sequence[str] = (run.config.get("pool") or {}).get("files") or ()
-    if not files:
-        return []
-    names = ", ".join(code(public_name(str(file))) for file in files)
-    return [f"- **Candidates from files**: {names}, whose texts may stand here word for word"]
+    kinds = (
+        ("pool", "Candidates from files", "whose texts may stand here word for word"),
+        ("writer", "Read before writing", "which whoever wrote the texts has learnt and may repeat"),
+    )
+    found = []
+    for group, title, caution in kinds:
+        files: Sequence[str] = (run.config.get(group) or {}).get("files") or ()
+        if files:
+            names = ", ".join(code(public_name(str(file))) for file in files)
+            found.append(f"- **{title}**: {names}, {caution}")
+    return found

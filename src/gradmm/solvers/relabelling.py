@@ -100,3 +100,27 @@ def _gathered(
     own = len(pools[label]) - gone
     score_N = torch.tensor([score[candidate.text] for candidate in kept], dtype=scores[label].dtype)
     return Checked(kept, score_N, len(kept) - own, gone)
+
+
+def survivors(name: str, score_N: Tensor, count: int, least: float) -> list[int]:
+    """Candidates whose label is probable enough; the most probable ones where too few are.
+
+    Args:
+        name: of the class, for the log.
+        score_N: probability of every candidate's label.
+        count: how many are needed.
+        least: probability that is enough.
+    """
+    kept: list[int] = (score_N >= least).nonzero()[:, 0].tolist()
+    if len(kept) < count:
+        log.warning(
+            "class %s: %d of %d candidates carry their label with a probability of %g or more, and %d are "
+            "needed; the most probable ones are taken",
+            name,
+            len(kept),
+            len(score_N),
+            least,
+            count,
+        )
+        kept = sorted(score_N.argsort(descending=True, stable=True)[:count].tolist())
+    return kept

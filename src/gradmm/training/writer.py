@@ -117,7 +117,7 @@ def _differentiate(
                 if not bool(loss.isfinite()):
                     raise NonFiniteError(
                         f"the loss of the writer is {float(loss.detach())}; lower writer.learning_rate (it is "
-                        f"{config.learning_rate:g}), or set writer.rounds to 1"
+                        f"{config.learning_rate:g}), or set writer.rounds to 1 and leave writer.files out"
                     )
                 loss.backward()  # type: ignore[no-untyped-call]
             return
