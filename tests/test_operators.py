@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import oracles
+from gradmm.errors import ModelError
 from gradmm.loading import ModelConfig
 from gradmm.models import LanguageModel, load_model
 from gradmm.operators import attention_to_differentiate, fuse_activations
+from gradmm.training.trainable import TrainableModel
 from tiny_models import make_model
 
 
@@ -128,3 +130,67 @@ def test_the_setting_reaches_the_model(tiny_folder, monkeypatch):
     for wanted in (False, True):
         lm = load_model(ModelConfig(model_name_or_path=str(tiny_folder), device="cpu", torch_compile=wanted))
         assert (type(lm._differentiated).__name__ == "CompiledBody") == wanted
+
+
+# ---- activations computed again
+
+
+def bytes_kept(lm, texts=4):
+    """What a differentiated pass keeps for the way back, of storages that are no weights'."""
+    weights = {weight.untyped_storage().data_ptr() for weight in lm.model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.arange(2, 34)[None].repeat(texts, 1)
+    embeds = lm.embeddings_VE[ids].requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        lm.hidden(embeds, torch.full((texts, 1), 31))
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "phi", "gemma2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_that_are_computed_again_are_the_same(tiny_lm, kind, dtype):
+    """Attention written out on the way there is written out on the way back, too."""
+    plain, again = (
+        LanguageModel(make_model(kind, num_hidden_layers=6).to(dtype), tiny_lm(kind).tokenizer, "x", False, on)
+        for on in (False, True)
+    )
+    ids, index, found = torch.tensor([[5, 17, 40, 99]]), torch.tensor([[3]]), []
+    for lm in (plain, again):
+        embeds = lm.embeddings_VE[ids].requires_grad_()
+        states = lm.hidden(embeds, index)
+        found.append((states.detach(), *torch.autograd.grad(states.float().pow(2).sum(), embeds)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert bytes_kept(again) < 0.5 * bytes_kept(plain)
+    assert not any(layer.training for layer in again.body._checkpointed_layers)
+
+
+def test_a_copy_in_training_computes_again_what_is_its_own(tiny_lm):
+    lm = LanguageModel(make_model("llama").bfloat16(), tiny_lm("llama").tokenizer, gradient_checkpointing=True)
+    gradients = []
+    for one in (lm, LanguageModel(make_model("llama").bfloat16(), lm.tokenizer)):
+        model = TrainableModel(one)
+        with torch.no_grad():
+            model.head.weight_VD.mul_(2)
+        model.read(torch.tensor([[5, 17, 40, 99]]), torch.tensor([[3]])).square().sum().backward()
+        gradients.append([weight.grad for weight in model.parameters().values() if weight.grad is not None])
+    assert gradients[0]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_layers_that_cannot_be_checkpointed_are_refused(tiny_lm):
+    model = make_model("ctrl")
+    with pytest.raises(ModelError) as caught:
+        LanguageModel(model, tiny_lm("ctrl").tokenizer, "mine", gradient_checkpointing=True)
+    assert str(caught.value) == (
+        "'mine' (CTRLLMHeadModel) has no layers that transformers can checkpoint; leave "
+        "model.gradient_checkpointing out"
+    )

@@ -20,6 +20,7 @@ from gradmm.continuation import STEPS, Continuation, find_cache
 from gradmm.errors import ConfigError, NonFiniteError
 from gradmm.memory import BatchLimit, by_length
 from gradmm.models import LanguageModel
+from gradmm.placement import is_spread
 from gradmm.recorded import Recordings, Replayed
 
 log = logging.getLogger("gradmm")
@@ -55,6 +56,8 @@ class PromptCache:
             alike.setdefault(len(prompt), []).append(label)
         self._argument = self._find_cache(list(alike.values()))
         self._recordings = Recordings()
+        if is_spread(lm.model):
+            self._recordings.refuse("the model is spread over several devices")
         self._groups = [
             group
             for labels in alike.values()

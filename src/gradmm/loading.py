@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from gradmm.errors import ModelError, listed
+from gradmm.placement import DeviceMap, loading_arguments, settled
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -66,13 +67,35 @@ class ModelConfig(BaseModel):
     """Arithmetic of the body; factors, distances and the ADMM state are always float32."""
     device: str = "auto"
     """`auto` takes CUDA, then MPS, then the CPU; or any torch device."""
+    device_map: DeviceMap | None = None
+    """As in transformers: spreads the layers over all GPUs there are, for models that one does not hold; `auto` is
+    the usual one."""
+    load_in_8bit: bool = False
+    """The body's linear layers in 8 bits, by bitsandbytes (`gradmm[large]`): a quarter of float32's memory. They
+    multiply in float16."""
+    load_in_4bit: bool = False
+    """The same in 4 bits (NF4): an eighth of it, with more rounding."""
     attn_implementation: str | None = None
     """As in transformers; None leaves the choice to it."""
     torch_compile: bool = False
     """Have torch compile the body for passes that are differentiated (ADMM's x-update). It takes up to a minute,
     and on a GPU then saves a seventh of every pass."""
+    gradient_checkpointing: bool = False
+    """Passes that are differentiated (ADMM's x-update, tuning the writer, fine-tuning) hold one layer's
+    activations at a time and compute them again on the way back, which takes about a third longer."""
     trust_remote_code: bool = False
     """Runs code that comes with the model; off unless asked for."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ModelConfig:
+        if self.load_in_8bit and self.load_in_4bit:
+            raise ValueError("load_in_8bit and load_in_4bit are two ways to hold the same weights; set one")
+        if self.device_map is not None and self.device != "auto":
+            raise ValueError(
+                f"device {self.device!r} is one device and device_map {self.device_map!r} spreads over all; set "
+                "one"
+            )
+        return self
 
 
 def model_path(name: str) -> str:
@@ -105,6 +128,9 @@ def load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
         "trust_remote_code": config.trust_remote_code,
         "local_files_only": is_folder,
     }
+    place = loading_arguments(
+        config.device, DTYPES[config.dtype], config.device_map, config.load_in_8bit, config.load_in_4bit
+    )
     loaded: Any  # model and report; the stubs know of the model alone
     with _silent_transformers():
         with _explained(config, f"cannot read the settings of {path!r}", _WHOLE):
@@ -118,6 +144,7 @@ def load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
                 attn_implementation=config.attn_implementation,
                 use_safetensors=True,
                 output_loading_info=True,
+                **place,
                 **shared,
             )
     if not tokenizer("a text", add_special_tokens=False).input_ids:  # what transformers makes where there is none
@@ -128,7 +155,7 @@ def load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
             f"{path!r} has no weights for {listed(report['missing_keys'])}, so transformers drew them at random; "
             "give a checkpoint of a whole causal LM"
         )
-    return _moved(model, config.device), tokenizer
+    return settled(model, config.device), tokenizer
 
 
 def save_pretrained(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -209,22 +236,3 @@ def _silent_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if showed:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _moved(model: Any, name: str) -> Any:
-    device = _device(name)
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as err:
-        raise ModelError(f"device {name!r} cannot be used here: {err}; try 'auto' or 'cpu'") from err
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        try:
-            return torch.device(name)
-        except RuntimeError as err:
-            raise ModelError(f"device {name!r} is unknown to torch; try 'auto', 'cpu' or 'cuda'") from err
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

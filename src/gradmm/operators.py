@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
+from gradmm.errors import ModelError
 from gradmm.memory import is_out_of_memory
 
 log = logging.getLogger("gradmm")
 _TANH_GELU = ("NewGELUActivation", "FastGELUActivation")
 _HALF = (torch.bfloat16, torch.float16)
+_LAYERS = "_checkpointed_layers"
 
 
 def fuse_activations(model: Any) -> None:
@@ -46,6 +50,50 @@ def attention_to_differentiate(body: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = "sdpa"
+
+
+def checkpoint_layers(body: Any, title: str) -> None:
+    """Has the activations of every layer computed again on the way back, instead of kept, in place (activation
+    checkpointing, Chen et al. 2016): one layer's are held at a time, and the input of each, for a third more time.
+
+    Raises:
+        ModelError: if transformers cannot do that with such layers.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers: list[Any] = [layer for layer in body.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
+        raise ModelError(
+            f"{title} has no layers that transformers can checkpoint; leave model.gradient_checkpointing out"
+        )
+    again = partial(checkpoint, use_reentrant=False, context_fn=partial(_as_before, body))
+    for layer in layers:
+        layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, again
+    setattr(body, _LAYERS, layers)
+
+
+def _as_before(body: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Around a layer's first pass, and around the one on the way back, which has to be the same."""
+    return nullcontext(), attention_to_differentiate(body)
+
+
+@contextmanager
+def layers_to_differentiate(body: Any) -> Iterator[None]:
+    """Layers that are to be checkpointed are, if a pass is differentiated.
+
+    Transformers does it to layers in training alone; of what is within them, such as dropout, nothing changes.
+    """
+    idle = [layer for layer in getattr(body, _LAYERS, ()) if not layer.training]
+    if not (idle and torch.is_grad_enabled()):
+        yield
+        return
+    for layer in idle:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in idle:
+            layer.training = False
 
 
 class CompiledBody:

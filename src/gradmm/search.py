@@ -40,7 +40,7 @@ from gradmm.solvers.pool import Candidate, Pool, fit, most_repeats
 from gradmm.solvers.refinement import FRESH, RefinementState, Refiner
 from gradmm.solvers.relabelling import Checked, relabel, survivors
 from gradmm.solvers.selection import Candidates, Selected, fit_weights, select
-from gradmm.training.trainable import require_peft
+from gradmm.training.trainable import require_trainable
 
 _CHUNK = 256  # LM texts that are drawn, and kept in the run folder, together
 Sources = Sequence[tuple[str, Sequence[Sequence[str]]]]
@@ -62,9 +62,9 @@ class Search:
                 f"distance.name {config.distance.name!r} needs whole matrices, so no search is possible with it; "
                 f"choose one of {sorted(FORMULAS)}, or solver=admm"
             )
-        learns = config.writer.rounds > 1 or config.writer.files or config.shrinkage.weight != 0
-        if learns and config.writer.lora is not None:
-            require_peft()  # before the first round is written, not after
+        searches = config.solver != "admm" and (config.writer.rounds > 1 or config.shrinkage.weight != 0)
+        if searches or config.writer.files:  # a copy learns; said before the first round is written, not after
+            require_trainable(runner.lm, config.writer.lora, "writer.lora")
         self.domain = domain or Domain(runner.lm, runner.task, config)
         self.runner, self.config, self.lm, self.task = runner, config, runner.lm, runner.task
         self.bias = config.distance.bias if self.lm.head.bias_V is not None else "ignore"

@@ -21,10 +21,12 @@ from gradmm.data.presets import get_task
 from gradmm.data.sources import DataSource, LabelledData
 from gradmm.data.task import BoundTask, Task
 from gradmm.environment import describe_environment
+from gradmm.errors import ConfigError
 from gradmm.labelling import Reader
 from gradmm.loading import save_pretrained
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, ModelConfig, load_model
+from gradmm.placement import is_quantised
 from gradmm.progress import Reporter, Stage, log, logging_to
 from gradmm.store import LOG, Resume, RunFolder, as_json
 from gradmm.training.evaluate import Evaluation
@@ -96,6 +98,7 @@ def train(
             text does not fit into memory. The same call goes on from the last checkpoint.
     """
     lm = load_model(model)
+    _refuse_few_bits(lm)
     splits = _load(data, dev, test, config)
     bound = BoundTask(get_task(task), lm.tokenizer, lm.max_length)
     rows = {role: split.tokens(bound) for role, split in splits.items()}
@@ -136,6 +139,15 @@ def evaluate(
     bound = BoundTask(get_task(task), lm.tokenizer, lm.max_length)
     rows = load_train_data(data).tokens(bound)
     return judge_rows(lm, bound, rows, BatchLimit(per_device_eval_batch_size))
+
+
+def _refuse_few_bits(lm: LanguageModel) -> None:
+    """Whether what is trained can be written down."""
+    if is_quantised(lm.model):
+        raise ConfigError(
+            f"{lm.title} has weights in 8 or 4 bits, and what is trained beside them (adapters) cannot be merged "
+            "into weights of so few bits; load it without load_in_8bit and load_in_4bit (model.dtype bfloat16)"
+        )
 
 
 @dataclass

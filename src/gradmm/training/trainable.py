@@ -19,6 +19,7 @@ from torch import Tensor
 from gradmm.errors import ConfigError
 from gradmm.heads import Head, head_of
 from gradmm.models import LanguageModel, body_of, hidden_states
+from gradmm.placement import is_quantised
 
 
 class LoraSettings(BaseModel):
@@ -45,7 +46,8 @@ class TrainableModel:
         seed: of the adapters' first values.
 
     Raises:
-        ConfigError: if adapters are asked for and peft is not installed, or finds no such layers.
+        ConfigError: if adapters are asked for and peft is not installed, or finds no such layers; if weights that
+            are quantised are to be trained.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TrainableModel:
         keep_dtype: bool = False,
         seed: int = 0,
     ) -> None:
+        require_trainable(lm, lora)
         self.name, self.tokenizer, self._autocast = lm.name, lm.tokenizer, autocast
         self.model = _copied(lm.model)
         self._adapted = None if lora is None else _with_adapters(self.model, lora, seed)
@@ -80,7 +83,7 @@ class TrainableModel:
         """Hidden states (N, L, D) that enter the head at chosen positions; no mask, as in `LanguageModel`."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             states_NLD = hidden_states(self.body, self.model.get_input_embeddings()(ids_NS), index_NL)
-        return states_NLD.to(self.head.weight_VD.dtype)
+        return states_NLD.to(self.head.weight_VD)
 
     @torch.no_grad()
     def snapshot(self) -> dict[str, Tensor]:
@@ -94,8 +97,11 @@ class TrainableModel:
             weight.copy_(weights[name])
 
     def language_model(self) -> LanguageModel:
-        """A frozen copy as it is now, adapters merged into the weights."""
-        if self._adapted is None:
+        """A frozen copy as it is now, adapters merged into the weights.
+
+        Beside weights that are quantised they stay: most of what they say is less than a step of 4 bits.
+        """
+        if self._adapted is None or is_quantised(self.model):
             return LanguageModel(_copied(self.model), self.tokenizer, self.name)
         return LanguageModel(_copied(self._adapted).merge_and_unload(), self.tokenizer, self.name)
 
@@ -109,18 +115,27 @@ def _copied(model: Any) -> Any:
     return copy.deepcopy(model)
 
 
-def require_peft() -> None:
-    """Whether adapters can be had.
+def require_trainable(lm: LanguageModel, lora: LoraSettings | None, setting: str = "lora") -> None:
+    """Whether a model can be trained as asked for.
+
+    Args:
+        lm: the model.
+        lora: adapters to train instead of all weights.
+        setting: where those are given, for the message.
 
     Raises:
-        ConfigError: if peft is not installed.
+        ConfigError: if its weights have too few bits for it, or peft, which adapters need, is not installed.
     """
-    if importlib.util.find_spec("peft") is None:
+    if lora is None and is_quantised(lm.model):
+        raise ConfigError(
+            f"{lm.title} has weights in 8 or 4 bits, which cannot be trained; train adapters beside them "
+            f"({setting}={{}}), or load it without load_in_8bit and load_in_4bit"
+        )
+    if lora is not None and importlib.util.find_spec("peft") is None:
         raise ConfigError("lora needs the peft library; install gradmm[lora]")
 
 
 def _with_adapters(model: Any, lora: LoraSettings, seed: int) -> Any:
-    require_peft()
     from peft import LoraConfig, get_peft_model
 
     modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
