@@ -1,6 +1,6 @@
 """On a GPU: how near the limit passes come, what recorded decodes bring, the literal algorithm, the paper's job.
 
-    python -m benchmarks.gpu rates decode outer job
+    python -m benchmarks.gpu rates decode outer job bits
 
 Models are of Phi-1.5's size (1.4 billion parameters) with random weights, in bfloat16: speed does not depend on
 what they say. The job is that of `--config paper`: 2 classes of 100 texts, 30 outer iterations of 50 Adam steps.
@@ -9,9 +9,11 @@ what they say. The job is that of `--config paper`: 2 classes of 100 texts, 30 o
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +28,12 @@ from gradmm.data.presets import get_task
 from gradmm.data.task import BoundTask
 from gradmm.decoding import PromptCache
 from gradmm.environment import describe_environment
+from gradmm.loading import save_pretrained
 from gradmm.memory import BatchLimit
-from gradmm.models import LanguageModel
+from gradmm.models import LanguageModel, load_model
 from gradmm.solvers.projection import Projector, Vocabulary
 from gradmm.throughput import measure_rates
+from gradmm.workload import UPDATE
 
 _OUTER = {"model": "phi-1.5", "device": "cuda", "texts": 10, "length": 24, "blocks": 20, "inner": 50, "outer": 2}
 
@@ -41,6 +45,7 @@ def main() -> None:
         "decode": decodes,
         "outer": outer,
         "job": job,
+        "bits": bits,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="+", choices=list(tables))
@@ -125,6 +130,30 @@ def job(console: Console, arguments: argparse.Namespace) -> None:
     stages = ", ".join(f"{name} {spent:.1f}" for name, spent in result.metrics["seconds"].items())
     gib = (peak.bytes or 0) / 2**30
     console.print(f"the paper's job: {seconds:.1f} s ({stages}); {gib:.1f} GiB; {len(result.dataset)} texts")
+
+
+def bits(console: Console, arguments: argparse.Namespace) -> None:
+    """An Adam step of the x-update, and its memory, with weights in fewer bits and activations computed again."""
+    whole, task = _model(arguments)
+    out = Table(title=f"x-update, one step of {arguments.texts[-1]} texts")
+    for column in ("", "weights GiB", "peak GiB", "ms"):
+        out.add_column(column, justify="right" if column else "left")
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(whole.model, whole.tokenizer, Path(folder))
+        del whole
+        for name in ("", "load_in_8bit", "load_in_4bit", "gradient_checkpointing"):
+            gc.collect()
+            torch.cuda.empty_cache()
+            options = {name: True} if name else {}
+            lm = load_model(folder, dtype="bfloat16", device=arguments.device, **options)
+            weights = torch.cuda.memory_allocated() / 2**30
+            with peak_memory(lm.device) as peak:
+                config = paper(per_device_batch_size=arguments.texts[-1])
+                rate = next(r for r in measure_rates(lm, task, config) if r.kind == UPDATE)
+            cells = (f"{weights:.2f}", f"{(peak.bytes or 0) / 2**30:.2f}", f"{1000 * rate.seconds:.1f}")
+            out.add_row(name or "bfloat16", *cells)
+            del lm
+    console.print(out)
 
 
 def paper(**settings: Any) -> GenerateConfig:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import accelerate
 import pytest
 import torch
+import transformers
 
 import gradmm
 import matrix
@@ -15,7 +17,8 @@ from gradmm.data.vocabulary import allowed_tokens
 from gradmm.decoding import PromptCache, decode, log_perplexity, sample
 from gradmm.gradients.distances import DistanceConfig
 from gradmm.gradients.exact_target import compute_target
-from gradmm.models import LanguageModel
+from gradmm.models import LanguageModel, load_model
+from gradmm.placement import is_spread
 from gradmm.recorded import Replayed
 from gradmm.solvers.matching import GradientMatching
 
@@ -130,3 +133,66 @@ def test_a_run_says_of_its_texts_what_the_processor_says(demo_lm, tmp_path, solv
     ids = demo_lm.tokenizer(list(result.dataset["text"]), add_special_tokens=False).input_ids
     assert result.dataset["log_perplexity"] == pytest.approx(log_perplexity(demo_lm, ids), rel=1e-3)
     assert result.metrics["synthetic"]["distance"] < result.metrics["references"]["lm"]["distance"]
+
+
+# ---- few bits, several devices
+
+
+@pytest.mark.parametrize("bits", ["load_in_8bit", "load_in_4bit"])
+def test_weights_of_few_bits_give_the_derivatives_of_the_rounded_ones(tiny_lm, tmp_path, bits):
+    config = transformers.LlamaConfig(vocab_size=120, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tiny_lm("llama").tokenizer.save_pretrained(tmp_path)
+    lm = load_model(tmp_path, dtype="bfloat16", **{bits: True})
+    whole = LanguageModel(copy.deepcopy(lm.model).dequantize().to(torch.bfloat16), lm.tokenizer)
+    found = []
+    for one in (lm, whole):
+        embeds_NSE = one.embeddings_VE[torch.arange(2, 60, device="cuda")[None]].clone().requires_grad_()
+        states_NLD = one.hidden(embeds_NSE, torch.tensor([[57]], device="cuda")).float()
+        weights_D = torch.linspace(-1, 1, 64, device="cuda")
+        found.append((states_NLD.detach(), *torch.autograd.grad((states_NLD * weights_D).sum(), embeds_NSE)))
+    for mine, expected in zip(*found, strict=True):
+        assert oracles.relative_error(mine.float(), expected.float()) < 0.05
+
+
+def spread(lm):
+    """The model with its first layer on the GPU and all that follows on the processor, and its head there, too."""
+    model = copy.deepcopy(lm.model)
+    device_map = {"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": "cpu", "model.norm": "cpu"}
+    device_map |= {"model.rotary_emb": 0, "lm_head": "cpu"}
+    model = accelerate.dispatch_model(model, device_map, main_device="cpu")
+    return LanguageModel(model, lm.tokenizer, lm.name)
+
+
+def test_a_model_on_two_devices_is_the_model(tiny_lm):
+    lm, two = tiny_lm("llama"), spread(tiny_lm("llama"))
+    assert is_spread(two.model) and two.device.type == "cuda" and two.head.weight_VD.device.type == "cuda"
+    task, values = matrix.bind(lm), []
+    ids_NT = torch.randint(2, 100, (4, 6), generator=torch.Generator().manual_seed(0))
+    for one in (lm, two):
+        target = compute_target(one, task, [[["A bad film."]], [["A great film."]], [["A film."]]])
+        problem = GradientMatching(
+            one, task, target, DistanceConfig(), None, [1, 0], torch.tensor([[4, 6], [5, 3]])
+        )
+        x = one.embeddings_VE[ids_NT.to(one.device)].view(2, 2, 6, -1).clone().requires_grad_()
+        objective_K = problem.objective(x)
+        prompts = PromptCache(one, task.instruction_ids)
+        logits = shown_logits(prompts, torch.tensor([0, 1, 2, 0], device=one.device), ids_NT.to(one.device))
+        values.append((objective_K.detach(), *torch.autograd.grad(objective_K.sum(), x), logits))
+    for mine, expected in zip(values[1], values[0], strict=True):
+        assert oracles.relative_error(mine.cpu(), expected.cpu()) < 1e-3
+
+
+def test_a_run_on_two_devices(tiny_lm):
+    rows = [{"text": f"A {'great' if i % 2 else 'bad'} film {i}.", "label": i % 2} for i in range(12)]
+    config = GenerateConfig.model_validate(
+        {
+            "texts_per_class": 2,
+            "lengths": {"distribution": "uniform", "min_tokens": 3, "max_tokens": 5},
+            "space": {"public_texts": 40},
+            "pool": {"texts_per_text": 5},
+            "refinement": {"evaluations": 4},
+            "writer": {"rounds": 2},
+        }
+    )
+    assert len(gradmm.generate(spread(tiny_lm("llama")), "sst2", rows, config).dataset) == 4

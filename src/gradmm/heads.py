@@ -32,8 +32,7 @@ class Head:
 
     def __call__(self, h_ND: Tensor) -> tuple[Tensor, Tensor | float]:
         """Returns float32 logits (N, V) and their derivative with respect to `W h + b` (N, V or a number)."""
-        # Mamba's body adds up in float32 whatever its weights are, and one on several devices ends on another.
-        h_ND = h_ND.to(self.weight_VD)
+        h_ND = h_ND.to(self.weight_VD.dtype)  # Mamba's body adds up in float32 whatever its weights are
         z_NV = torch.nn.functional.linear(h_ND, self.weight_VD, self.bias_V).float()
         if self.cap is None:
             return z_NV * self.scale if self.scale != 1.0 else z_NV, self.scale

@@ -31,7 +31,7 @@ from gradmm.operators import (
     fuse_activations,
     layers_to_differentiate,
 )
-from gradmm.placement import is_quantised, keep_derivatives
+from gradmm.placement import is_quantised, is_spread, join_ends, keep_derivatives
 
 __all__ = ["DEMO_MODEL", "Head", "LanguageModel", "ModelConfig", "load_model", "model_path"]
 
@@ -75,6 +75,8 @@ class LanguageModel:
         fuse_activations(self.model)
         keep_derivatives(self.model)
         self.body = self._differentiated = body_of(model, self.title)
+        if is_spread(model):
+            join_ends(model, self.body)
         self.head = head_of(model, self.title)
         if gradient_checkpointing:
             checkpoint_layers(self.body, self.title)
@@ -128,7 +130,7 @@ class LanguageModel:
             (N, L, D), in the model's dtype.
         """
         body = self._differentiated if embeds_NSE.requires_grad else self.body
-        return hidden_states(body, embeds_NSE.to(self.dtype), index_NL).to(self.head.weight_VD)
+        return hidden_states(body, embeds_NSE.to(self.dtype), index_NL).to(self.head.weight_VD.dtype)
 
     def read(self, ids_NS: Tensor, index_NL: Tensor) -> Tensor:
         """`hidden` of token ids (N, S), padded on the right."""
@@ -155,7 +157,6 @@ def hidden_states(body: Any, embeds_NSE: Tensor, index_NL: Tensor) -> Tensor:
     embeds_NSE = embeds_NSE.clone()  # CTRL scales in place what it is given
     with attention_to_differentiate(body), layers_to_differentiate(body):
         states_NSD: Tensor = body(inputs_embeds=embeds_NSE, use_cache=False).last_hidden_state
-    index_NL = index_NL.to(states_NSD.device)  # where a body that is spread over several devices ends
     return states_NSD.gather(1, index_NL.unsqueeze(-1).expand(-1, -1, states_NSD.shape[-1]))
 
 

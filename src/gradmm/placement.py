@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -56,7 +57,7 @@ def loading_arguments(
 
 
 def settled(model: Any, device: str) -> Any:
-    """A loaded model where it is to be: moved whole, or with the head beside the embedding table.
+    """A loaded model where it is to be: moved whole, unless it has been spread or quantised where it is.
 
     Raises:
         ModelError: if the device cannot be used, or devices hold only a part of the weights.
@@ -73,7 +74,6 @@ def settled(model: Any, device: str) -> Any:
             "outside cannot be differentiated; set model.load_in_8bit or model.load_in_4bit, a smaller "
             "model.dtype, or take a smaller model or more devices"
         )
-    _bring_head(model)
     return model
 
 
@@ -114,15 +114,23 @@ def find_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _bring_head(model: Any) -> None:
-    """Puts the head where the embedding table is: what is computed with both is computed there."""
-    head, device = model.get_output_embeddings(), model.get_input_embeddings().weight.device
-    if head is None or head.weight.device == device:
-        return
-    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+def join_ends(model: Any, body: Any) -> None:
+    """Brings what a spread body returns, and the head, to the device of the embedding table, in place.
 
-    remove_hook_from_module(head)
-    add_hook_to_module(head.to(device), AlignDevicesHook(execution_device=device))
+    What is computed with inputs, table and head is computed there.
+    """
+    device, head = model.get_input_embeddings().weight.device, model.get_output_embeddings()
+    body.register_forward_hook(partial(_returned, device))
+    if head is not None and head.weight.device != device:
+        from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+
+        remove_hook_from_module(head)
+        add_hook_to_module(head.to(device), AlignDevicesHook(execution_device=device))
+
+
+def _returned(device: torch.device, body: Any, inputs: Any, output: Any) -> Any:
+    output.last_hidden_state = output.last_hidden_state.to(device)
+    return output
 
 
 def _require(library: str, what: str) -> None:

@@ -83,7 +83,7 @@ class TrainableModel:
         """Hidden states (N, L, D) that enter the head at chosen positions; no mask, as in `LanguageModel`."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             states_NLD = hidden_states(self.body, self.model.get_input_embeddings()(ids_NS), index_NL)
-        return states_NLD.to(self.head.weight_VD)
+        return states_NLD.to(self.head.weight_VD.dtype)
 
     @torch.no_grad()
     def snapshot(self) -> dict[str, Tensor]:
