@@ -73,7 +73,7 @@ def test_a_number_is_taken_as_it_is(demo_lm: Any, demo_task: Any) -> None:
     pools = search.pool(own.lm_texts, [], fewest=1)
     chosen = [
         [pool[i].text for i in score_N.argsort(descending=True, stable=True)[: round(0.5 * len(pool))].tolist()]
-        for pool, score_N in zip(pools, search.check_labels(pools), strict=True)
+        for pool, score_N in zip(pools, search.labels.own(pools), strict=True)
     ]
     prior = compute_target(demo_lm, demo_task, [[texts] for texts in chosen], space=own.target.space)
     for found, mine, other in zip(own.aim.classes, own.target.classes, prior.classes, strict=True):

@@ -5,6 +5,7 @@ And what `config.yaml` holds of all of it, and what the results depend on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -32,6 +33,12 @@ def load_domain(lm: LanguageModel, task: BoundTask, config: GenerateConfig, rows
     if config.privacy is not None:
         refuse_real_rows(rows, "writer.files", read)
     return Domain(lm, task, config, read)
+
+
+def draw_rows(rows: LabelledData, counts: Sequence[int], seed: int) -> list[list[str]]:
+    """So many real rows of every class, at random; all of a class that has fewer."""
+    drawn = rows.sample(list(map(min, counts, rows.counts())), seed)
+    return [drawn.texts_of(label) for label in range(drawn.num_classes)]
 
 
 def settings_of(lm: LanguageModel, task: Task, rows: LabelledData, config: GenerateConfig) -> dict[str, Any]:

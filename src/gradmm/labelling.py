@@ -8,7 +8,7 @@ Shape suffixes: N texts, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,16 +18,43 @@ from gradmm.data.task import Batch, BoundTask
 from gradmm.heads import Head
 from gradmm.memory import BatchLimit, by_length
 
+BATCH = 16
+"""Rows in an update of the reader."""
+
 
 class LabelCheckConfig(BaseModel):
     """Which candidates carry their label."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    reader: Literal["rows", "model"] = "rows"
+    """Who says how probable a label is. `rows`: the model after a training on real rows. `model`: the model as it
+    is, calibrated; with privacy the only one, and the default."""
     min_probability: float = Field(0.0, ge=0, le=1)
-    """Candidates whose calibrated label probability is below are not chosen, as long as enough are left."""
-    relabel: bool = False
-    """A candidate whose most probable class is another one becomes a candidate of that class."""
+    """Candidates whose label is less probable are not chosen, as long as enough are left."""
+    relabel: bool | None = None
+    """A candidate whose most probable class is another one becomes a candidate of that class. None does so where
+    the reader knows rows."""
+    max_steps: int = Field(200, ge=1)
+    """Updates of the reader's training, of 16 rows each."""
+    num_train_epochs: float = Field(10.0, gt=0)
+    """Times that it sees a row at most, where rows are few."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Of AdamW, falling to zero, in that training; for larger models a tenth of it is usual, for adapters more."""
+
+    @property
+    def knows_rows(self) -> bool:
+        """Whether real rows have a part in it."""
+        return self.reader == "rows"
+
+    @property
+    def relabels(self) -> bool:
+        """Whether candidates go to the class that is most probable."""
+        return self.knows_rows if self.relabel is None else self.relabel
+
+    def steps(self, rows: int) -> int:
+        """Updates, for so many rows."""
+        return max(1, min(self.max_steps, round(self.num_train_epochs * rows / BATCH)))
 
 
 class Reader(Protocol):

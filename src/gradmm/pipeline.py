@@ -33,7 +33,7 @@ from gradmm.data.task import BoundTask, Task
 from gradmm.environment import describe_environment
 from gradmm.forming import choose_form
 from gradmm.found import Found, as_found
-from gradmm.given import fingerprint_of, load_brought, load_domain, settings_of
+from gradmm.given import draw_rows, fingerprint_of, load_brought, load_domain, settings_of
 from gradmm.gradients.exact_target import WINDOW, Unfinished, class_target
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
@@ -49,6 +49,7 @@ from gradmm.search import Search, Sources
 from gradmm.shrinking import Shift, find_shift, shift_target
 from gradmm.solvers.forms import Form
 from gradmm.store import LOG, TEXT_FILES, Resume, RunFolder, as_json
+from gradmm.teaching import Teacher
 from gradmm.yamlfiles import to_yaml
 
 _COMPARED = 500  # real rows per class, at least, that words and lengths are held against
@@ -92,7 +93,9 @@ def generate(
     counts = config.count_texts(bound.task.label_names, None if is_private else rows.counts())
     runner = BlockRunner(lm, bound, config, counts, limit)
     brought, domain = load_brought(config, bound.task, rows), load_domain(lm, bound, config, rows)
-    search = Search(runner, domain)  # refuses settings that it cannot work with, before there is a run folder
+    draw = partial(draw_rows, rows, seed=config.seed)
+    teacher = None if is_private else Teacher(lm, bound, config, draw)
+    search = Search(runner, domain, teacher)  # refuses what it cannot work with, before there is a run folder
     fingerprint = fingerprint_of(lm, bound.task, rows, config, brought) | domain.fingerprint()
     with ExitStack() as stack:
         place = output_dir or stack.enter_context(tempfile.TemporaryDirectory())
@@ -290,10 +293,8 @@ class _Run:
         return found
 
     def _real(self, counts: Sequence[int]) -> list[list[str]]:
-        """Real rows per class, drawn at random; all of a class that has fewer."""
         assert self.private is None, "refused"
-        real = self.rows.sample(tuple(map(min, counts, self.rows.counts())), self.config.seed)
-        return [real.texts_of(label) for label in range(real.num_classes)]
+        return draw_rows(self.rows, counts, self.config.seed)
 
     def _figures(
         self,

@@ -15,6 +15,7 @@ from gradmm.data.rows import DataConfig
 from gradmm.errors import ConfigError
 from gradmm.gradients.shrinkage import ShrinkageConfig
 from gradmm.gradients.spaces import LossName, MapName, SpaceConfig
+from gradmm.labelling import LabelCheckConfig
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.solvers.pool import PoolConfig
 from gradmm.training.writer import WriterConfig
@@ -44,6 +45,8 @@ class Settings(Protocol):
     @property
     def writer(self) -> WriterConfig: ...  # noqa: D102
     @property
+    def label_check(self) -> LabelCheckConfig: ...  # noqa: D102
+    @property
     def shrinkage(self) -> ShrinkageConfig: ...  # noqa: D102
 
 
@@ -56,7 +59,8 @@ def with_private_defaults(given: Any) -> Any:
     maps = MAPS["vocabulary" if loss == "vocabulary" else "verbalisers"]
     small = _with_default(SpaceConfig, space, "maps", maps)
     alone = _with_default(ShrinkageConfig, given.get("shrinkage"), "weight", 0.0)
-    return {"references": LM_ALONE, **given, "space": small, "shrinkage": alone}
+    reader = _with_default(LabelCheckConfig, given.get("label_check"), "reader", "model")
+    return {"references": LM_ALONE, **given, "space": small, "shrinkage": alone, "label_check": reader}
 
 
 def _with_default(group: type[BaseModel], given: Any, name: str, default: Any) -> Any:
@@ -98,6 +102,11 @@ def refuse_leaks(settings: Settings) -> None:
         raise ConfigError(
             f"shrinkage.weight is {settings.shrinkage.weight!r}, which looks at how much real rows disagree and "
             "has the LM learn from them; leave it out with privacy"
+        )
+    if settings.label_check.knows_rows:
+        raise ConfigError(
+            "label_check.reader is 'rows', which learns from real rows what class a text is of; leave it out with "
+            "privacy, or take label_check.reader: model"
         )
     for name, files in (("pool.files", settings.pool.files), ("writer.files", settings.writer.files)):
         if files and not privacy.files_are_public:

@@ -11,6 +11,7 @@ generator of its own, so that a search that is interrupted goes on to the same e
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -28,7 +29,7 @@ from gradmm.found import Found, Seen, Written, split
 from gradmm.gradients.distances import FORMULAS, components, matched_together
 from gradmm.gradients.spaces import Space
 from gradmm.gradients.target import ReleasedTarget
-from gradmm.labelling import Reader, calibrated, label_log_probs
+from gradmm.label_check import LabelCheck
 from gradmm.progress import Stage
 from gradmm.public_text import PublicText
 from gradmm.seeds import make_generator
@@ -38,10 +39,12 @@ from gradmm.solvers.judging import Judge
 from gradmm.solvers.kernels import FactorKernel, SimilarityKernel
 from gradmm.solvers.pool import Candidate, Pool, fit, most_repeats
 from gradmm.solvers.refinement import FRESH, RefinementState, Refiner
-from gradmm.solvers.relabelling import Checked, relabel, survivors
+from gradmm.solvers.relabelling import Checked
 from gradmm.solvers.selection import Candidates, Selected, fit_weights, select
+from gradmm.teaching import Teacher
 from gradmm.training.trainable import require_trainable
 
+log = logging.getLogger("gradmm")
 _CHUNK = 256  # LM texts that are drawn, and kept in the run folder, together
 Sources = Sequence[tuple[str, Sequence[Sequence[str]]]]
 """Candidates beside the LM's: name and texts per class of each source."""
@@ -53,9 +56,10 @@ class Search:
     Args:
         runner: the run's model, task, settings, prompts and bans.
         domain: who writes first; None takes the LM as it is.
+        teacher: of who says what class a text is of; None takes the LM as it is.
     """
 
-    def __init__(self, runner: BlockRunner, domain: Domain | None = None) -> None:
+    def __init__(self, runner: BlockRunner, domain: Domain | None = None, teacher: Teacher | None = None) -> None:
         config = runner.config
         if config.solver != "admm" and config.distance.name not in FORMULAS:
             raise ConfigError(
@@ -70,6 +74,7 @@ class Search:
         self.bias = config.distance.bias if self.lm.head.bias_V is not None else "ignore"
         self.groups = matched_together(config.distance, len(runner.counts))
         self.public = PublicText(runner)
+        self.labels = LabelCheck(runner, teacher)
 
     # ---- what the LM writes
 
@@ -129,7 +134,8 @@ class Search:
             if kept is None:
                 generator = make_generator(self.config.seed, *purpose, label, at)
                 writer, allowed_V, labels = prompts(), self.runner.allowed_V, [label] * size
-                ids = write_texts(self.task, writer, allowed_V, labels, lengths, initial, generator, bias_V=bias_V)
+                about = (self.task, writer, allowed_V, labels, lengths, initial, generator)
+                ids = write_texts(*about, bias_V=bias_V, fewer=True)
                 kept = {}, {"texts": [self.task.decode(row) for row in ids]}
                 folder.save_state(name, *kept)
             found += kept[1]["texts"]
@@ -180,31 +186,6 @@ class Search:
         # Once more where the form changed it: it may have more tokens now, and end in a full stop where it is cut.
         return kept if kept is None or formed == kept else self.fitted(formed, form)
 
-    def check_labels(self, pools: Sequence[Sequence[Candidate]], reader: Reader | None = None) -> list[Tensor]:
-        """Calibrated probability of every candidate's own label, per class (N), to the LM or another reader."""
-        return [own_NC[:, label] for label, own_NC in enumerate(self._label_scores(pools, reader or self.lm))]
-
-    def choosable(self, pools: Sequence[Sequence[Candidate]]) -> list[Checked]:
-        """`checked` for a choice on the way: where labels have no say in it, all scores are 1, at no cost."""
-        if self.config.label_check.relabel or self.config.selection.label_weight:
-            return self.checked(pools)
-        return [Checked(list(pool), torch.ones(len(pool))) for pool in pools]
-
-    def checked(self, pools: Sequence[Sequence[Candidate]]) -> list[Checked]:
-        """The same beside the candidates, which are relabelled first where that is asked for."""
-        scores = self._label_scores(pools, self.lm)
-        if self.config.label_check.relabel:
-            names, alike = self.task.task.label_names, self.config.pool.near_duplicate
-            return relabel(pools, scores, self.runner.counts, names, alike)
-        return [Checked(list(pools[label]), own_NC[:, label]) for label, own_NC in enumerate(scores)]
-
-    def _label_scores(self, pools: Sequence[Sequence[Candidate]], reader: Reader) -> list[Tensor]:
-        """Calibrated probability of every class for every candidate, per class (N, C)."""
-        ids = [self.task.texts_ids([candidate.text for candidate in pool]) for pool in pools]
-        scores = [label_log_probs(reader, self.task, own, self.runner.limit) for own in ids]
-        fair = calibrated(torch.cat(scores), [len(own) for own in ids])
-        return list(torch.split(fair, [len(own) for own in ids]))
-
     # ---- the set
 
     def run(
@@ -216,7 +197,7 @@ class Search:
         stage: Stage,
     ) -> Found:
         """Selects and refines every class's set, whose texts keep their form."""
-        made, checked = list[dict[str, Any]](), self.checked(pools)
+        made, checked = list[dict[str, Any]](), self.labels.surviving(self.labels.checked(pools))
         for group in self.groups:
             name = f"set-{group[0]:06d}"
             kept = folder.load_state(name)
@@ -239,14 +220,9 @@ class Search:
         folder: Checkpoints,
         stage: Stage,
     ) -> dict[str, Any]:
-        """A group: survivors of the label check, selection, refinement; what the run folder keeps of it."""
+        """A group: selection and refinement of what survived; what the run folder keeps of it."""
         counts, settings = [self.runner.counts[label] for label in group], self.config.selection
-        least, names = self.config.label_check.min_probability, self.task.task.label_names
-        kept = [
-            survivors(names[c], own.score_N, n, least) for c, own, n in zip(group, checked, counts, strict=True)
-        ]
-        pools = [[own.pool[i] for i in at] for own, at in zip(checked, kept, strict=True)]
-        scores = [own.score_N[at] for own, at in zip(checked, kept, strict=True)]
+        pools, scores = [own.pool for own in checked], [own.score_N for own in checked]
         seen = self.look_at(group, pools, scores, target.space)
         chosen = self.select(seen, target, counts)
         members = seen.by_class(chosen.indices)
@@ -363,6 +339,7 @@ class Search:
             nll_free,
             form,
             config.pool.max_repeats,
+            self.labels.carries if self.labels.is_taught else None,
         )
         name = f"refined-{group[0]:06d}"
         kept = folder.load_state(name)

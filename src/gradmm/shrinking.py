@@ -10,19 +10,15 @@ against the rows' own target.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from gradmm.checkpoints import Checkpoints
-from gradmm.errors import NonFiniteError
 from gradmm.gradients.exact_target import compute_target
 from gradmm.gradients.shrinkage import Group, noise_of, shrunk
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.search import Search
-from gradmm.training.finetune import FineTuner, TrainConfig
-from gradmm.training.rows import tokenise
+from gradmm.teaching import Rows, teach
 from gradmm.training.trainable import TrainableModel
 
 log = logging.getLogger("gradmm")
@@ -31,8 +27,6 @@ _MOST_ROWS = 240
 _ENOUGH = 0.3
 """Share of noise in the rows' target that nothing is done about: with 1,000 rows per class it is 0.08 (two classes
 of emotion) to 0.25 (sst2), and sets that are made towards such a target train as well as real rows."""
-Rows = Callable[[Sequence[int]], list[list[str]]]
-"""Draws so many real rows of every class."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,7 @@ def shift_target(
 def _best(search: Search, lm_texts: Sequence[Sequence[str]], reader: TrainableModel) -> list[list[str]]:
     """Per class, the texts whose label is most probable to a model."""
     pools, found = search.pool(lm_texts, [], fewest=1), list[list[str]]()
-    for pool, score_N in zip(pools, search.check_labels(pools, reader), strict=True):
+    for pool, score_N in zip(pools, search.labels.own(pools, reader), strict=True):
         count = max(1, round(search.config.shrinkage.share * len(pool)))
         best = score_N.argsort(descending=True, stable=True)[:count].tolist()
         found.append([pool[i].text for i in best])
@@ -117,22 +111,14 @@ def _best(search: Search, lm_texts: Sequence[Sequence[str]], reader: TrainableMo
 
 def _taught(search: Search, rows: Rows) -> TrainableModel:
     """The LM after a short training on rows, as many of every class."""
-    settings, lm = search.config.shrinkage, search.lm
-    config = TrainConfig(
-        learning_rate=settings.learning_rate,
-        max_steps=settings.max_steps,
-        eval_steps=max(1, settings.max_steps),
-        lora=search.config.writer.lora,
-        bf16=lm.dtype == torch.bfloat16,
-        seed=search.config.seed,
+    settings = search.config.shrinkage
+    return teach(
+        search.lm,
+        search.task,
+        rows([_MOST_ROWS] * len(search.task.task.label_names)),
+        settings.max_steps,
+        settings.learning_rate,
+        search.config.writer.lora,
+        search.config.seed,
+        "shrinkage.learning_rate; shrinkage.weight=0 leaves it out",
     )
-    texts = rows([_MOST_ROWS] * len(search.task.task.label_names))
-    tuner = FineTuner(lm, search.task, tokenise(search.task, texts), config)
-    try:
-        tuner.run()
-    except NonFiniteError as err:
-        raise NonFiniteError(
-            f"learning from few rows which texts to aim at: {err} (shrinkage.learning_rate; shrinkage.weight=0 "
-            "leaves it out)"
-        ) from err
-    return tuner.model

@@ -114,7 +114,7 @@ class Workload:
         found[TUNING] += writer.share * writer.num_train_epochs * learnt
         if writer.files:  # at most: how many texts there are is seen when they are read
             found[TUNING] += writer.files_max_steps * writer.per_device_train_batch_size
-        checks = looks if self.config.selection.label_weight or self.config.label_check.relabel else candidates
+        checks = looks if self.config.selection.label_weight or self.config.label_check.relabels else candidates
         found[GRADIENTS] += looks + checks + judged * (1 + 1 / refinement.proposals)  # as long as the label's pass
         found[READABILITY] += looks + judged
 

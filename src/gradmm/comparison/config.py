@@ -102,8 +102,6 @@ class CompareConfig(SplitsConfig):
         made = self.generate
         unused = {
             "pool.files": made.pool.files,
-            "label_check.min_probability": made.label_check.min_probability,
-            "label_check.relabel": made.label_check.relabel,
             "selection.weights": made.selection.weights,
             "privacy": made.privacy,
         }

@@ -26,6 +26,7 @@ from gradmm.data.task import BoundTask
 from gradmm.domain import Domain
 from gradmm.forming import choose_form
 from gradmm.found import Seen, split
+from gradmm.given import draw_rows
 from gradmm.gradients.exact_target import WINDOW, Unfinished, class_target
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
@@ -38,6 +39,7 @@ from gradmm.seeds import make_generator
 from gradmm.shrinking import find_shift, shift_target
 from gradmm.solvers.forms import Form
 from gradmm.solvers.pool import Candidate
+from gradmm.teaching import Teacher
 
 Need = Literal[
     "lm_texts",
@@ -47,6 +49,7 @@ Need = Literal[
     "aim",
     "scores",
     "lm_more",
+    "taught",
     "real_texts",
     "features",
     "grown",
@@ -107,7 +110,13 @@ class Material:
         """The search for `count` texts per class, with this seed."""
         update = {"texts_per_class": count, "seed": self.seed, "solver": "search"}
         config = self.config.model_copy(update=update | {"class_balance": "equal"} | settings)
-        return Search(BlockRunner(self.lm, self.task, config, limit=self.limit), self.domain)
+        return Search(BlockRunner(self.lm, self.task, config, limit=self.limit), self.domain, self.teacher)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """Of who says what class a text is of, for all searches."""
+        config = self.config.model_copy(update={"seed": self.seed})
+        return Teacher(self.lm, self.task, config, self.draw_rows)
 
     @cached_property
     def lm_texts(self) -> list[list[str]]:
@@ -167,8 +176,7 @@ class Material:
 
     def draw_rows(self, counts: Sequence[int]) -> list[list[str]]:
         """So many real rows of every class, at random; all of a class that has fewer."""
-        drawn = self.rows.sample(list(map(min, counts, self.rows.counts())), self.seed)
-        return [drawn.texts_of(label) for label in range(drawn.num_classes)]
+        return draw_rows(self.rows, counts, self.seed)
 
     @cached_property
     def pools(self) -> list[list[Candidate]]:
@@ -178,7 +186,7 @@ class Material:
     @cached_property
     def scores(self) -> list[Tensor]:
         """Calibrated probability of their label, of each of `pools`."""
-        return self.search(self.budget).check_labels(self.pools)
+        return self.search(self.budget).labels.own(self.pools)
 
     @cached_property
     def lm_more(self) -> tuple[list[list[Candidate]], list[Tensor]]:
@@ -193,7 +201,13 @@ class Material:
             for c, n in enumerate(search.round_counts)
         ]
         pools = search.pool([[*first, *later] for first, later in zip(self.lm_texts, more, strict=True)], [])
-        return pools, search.check_labels(pools)
+        return pools, search.labels.own(pools)
+
+    @cached_property
+    def taught(self) -> list[list[Candidate]]:
+        """Of as many of the LM's texts, those that carry their label for who has learnt it from rows."""
+        labels = self.search(self.budget).labels
+        return [own.pool for own in labels.surviving(labels.checked(self.lm_more[0]))]
 
     @cached_property
     def grown(self) -> list[list[Candidate]]:
@@ -206,8 +220,10 @@ class Material:
             search, folder = self.search(self.budget), Within(self.folder, kind)
             form = choose_form(search, target, self.lm_texts, folder, self.stage).form
             written = write_rounds(search, target, self.lm_texts, [], form, folder, self.stage)
-            self._pools[kind], self._forms[kind] = search.pool(self.lm_texts, [(WRITER, written)], form), form
-            self._scores[kind] = search.check_labels(self._pools[kind])
+            pools = search.pool(self.lm_texts, [(WRITER, written)], form)
+            checked = search.labels.surviving(search.labels.checked(pools))
+            self._pools[kind], self._forms[kind] = [own.pool for own in checked], form
+            self._scores[kind] = [own.score_N for own in checked]
         return self._pools[kind]
 
     def seen(self, kind: str, target: ReleasedTarget) -> list[Seen]:

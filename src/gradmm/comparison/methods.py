@@ -125,6 +125,18 @@ def _lm_by_label(material: Material, count: int) -> TextSet:
     return TextSet([[pool[i].text for i in own] for pool, own in zip(pools, best, strict=True)])
 
 
+def _lm_taught(material: Material, count: int) -> TextSet:
+    """The LM's texts, at random, of the class that they are of for a model that has learnt the classes from rows.
+
+    What is left of ours without gradients, and without what the writer learns by them.
+    """
+    found = []
+    for label, pool in enumerate(material.taught):
+        order = torch.randperm(len(pool), generator=material.generator("lm taught", label))
+        found.append([pool[i].text for i in order[:count].tolist()])
+    return TextSet(found)
+
+
 def _lm_few_shot(material: Material, count: int) -> TextSet:
     """What the LM writes after the instruction and four real rows of the class.
 
@@ -203,6 +215,7 @@ METHODS = {
             _lm_by_label,
             ("lm_texts", "lm_more"),
         ),
+        Method("lm_taught", "LM samples, labels from rows", "synthetic", _lm_taught, ("lm_texts", "taught")),
         Method("lm_few_shot", "LM samples, few-shot", "synthetic", _lm_few_shot, ()),
         Method("real_random", "real rows, random", "real", _real_random, ()),
         Method("real_herding", "real rows, herding", "real", _real_herding, ("real_texts", "features")),

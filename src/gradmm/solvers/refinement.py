@@ -127,6 +127,7 @@ class Refiner:
         nll_free: mean log-perplexity of a set that costs nothing, where the given set has no less.
         form: of the texts, which changed ones keep.
         max_repeats: as of the pool; None lets a changed text say a word any number of times in a row.
+        carries: whether a changed text, of a class, carries its label; None asks nobody.
     """
 
     def __init__(
@@ -144,7 +145,9 @@ class Refiner:
         nll_free: float = 0.0,
         form: Form = Form(),
         max_repeats: int | None = None,
+        carries: Callable[[int, str], bool] | None = None,
     ) -> None:
+        self._carries = carries
         self.nll_free, self.form = nll_free, form
         self.max_repeats = math.inf if max_repeats is None else max_repeats
         self.lm, self.task, self.labels, self.config = lm, task, list(labels), config
@@ -309,7 +312,11 @@ class Refiner:
     def _accept(
         self, state: RefinementState, changed: list[tuple[int, list[int], str]], own: _Judged, gram_Qnn: Tensor
     ) -> None:
-        """Takes the best change, then the best one of the set that results, while the objective falls."""
+        """Takes the best change, then the best one of the set that results, while the objective falls.
+
+        One that would no longer carry its label is left; of others, nobody asks.
+        """
+        refused_M = torch.zeros(len(changed), dtype=torch.bool)
         of_M = torch.tensor([i for i, _, _ in changed])
         labels = [self.labels[i] for i, _, _ in changed]
         new = self._judge([text for _, _, text in changed], labels, [ids for _, ids, _ in changed])
@@ -317,10 +324,13 @@ class Refiner:
         state.evaluations += len(changed)
         while True:
             values_M = self._values(own, gram_Qnn, new, cross_QMn, gram_QMM, of_M, state.nll_free)
-            values_M = values_M.nan_to_num(nan=torch.inf)
+            values_M = values_M.nan_to_num(nan=torch.inf).masked_fill(refused_M, torch.inf)
             best = int(values_M.argmin())
             if not float(values_M[best]) < state.objective - _GAIN * max(1.0, abs(state.objective)):
                 return
+            if self._carries is not None and not self._carries(labels[best], new.texts[best]):
+                refused_M[best] = True
+                continue
             i = int(of_M[best])
             own.put(i, new, best)
             gram_Qnn[:, i, :] = gram_Qnn[:, :, i] = cross_QMn[:, best]

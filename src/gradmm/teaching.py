@@ -1,0 +1,108 @@
+"""Who says what class a text is of: the LM as it is, or after it has learnt the classes from real rows.
+
+A model that has never seen a task guesses its classes by the words of their names. After some hundred updates on
+real rows it tells them apart nearly as well as it ever will, and so which of thousands of texts that the LM wrote
+say what their label says. No real row stands in the result; but the reader has seen rows, so a private run takes
+the LM as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+
+from gradmm.config import GenerateConfig
+from gradmm.data.task import BoundTask
+from gradmm.errors import NonFiniteError
+from gradmm.labelling import BATCH
+from gradmm.models import LanguageModel
+from gradmm.training.finetune import FineTuner, TrainConfig
+from gradmm.training.rows import tokenise
+from gradmm.training.trainable import LoraSettings, TrainableModel
+
+log = logging.getLogger("gradmm")
+Rows = Callable[[Sequence[int]], list[list[str]]]
+"""Draws so many real rows of every class; all of a class that has fewer."""
+
+
+class Teacher:
+    """The reader of labels that has learnt from real rows, who learns when he is first asked for.
+
+    Args:
+        lm: where the weights start.
+        task: the rendering.
+        config: how (`label_check`), and the seed.
+        rows: draws what he learns from.
+    """
+
+    def __init__(self, lm: LanguageModel, task: BoundTask, config: GenerateConfig, rows: Rows) -> None:
+        self._lm, self._task, self._config, self._rows = lm, task, config, rows
+
+    @cached_property
+    def reader(self) -> TrainableModel:
+        """The LM after its training.
+
+        Raises:
+            NonFiniteError: if the loss stops being finite.
+            OutOfMemoryError: if a single row does not fit into memory.
+        """
+        settings, classes = self._config.label_check, len(self._task.label_ids)
+        texts = self._rows([-(-settings.max_steps * BATCH // classes)] * classes)
+        count = sum(map(len, texts))
+        log.info("learning from %s real rows which texts carry their label", f"{count:,}")
+        return teach(
+            self._lm,
+            self._task,
+            texts,
+            settings.steps(count),
+            settings.learning_rate,
+            self._config.writer.lora,
+            self._config.seed,
+            "label_check.learning_rate; label_check.reader=model does without",
+        )
+
+
+def teach(
+    lm: LanguageModel,
+    task: BoundTask,
+    texts: Sequence[Sequence[str]],
+    max_steps: int,
+    learning_rate: float,
+    lora: LoraSettings | None,
+    seed: int,
+    otherwise: str,
+) -> TrainableModel:
+    """The LM after a training on real rows; the same again for the same seed.
+
+    Args:
+        lm: where the weights start; stays as it is.
+        task: the rendering.
+        texts: rows of every class.
+        max_steps: updates, of `BATCH` rows each.
+        learning_rate: of AdamW, falling to zero.
+        lora: adapters instead of all weights.
+        seed: of the order of rows.
+        otherwise: the setting that is too high, and what to do without, for the message.
+
+    Raises:
+        NonFiniteError: if the loss stops being finite.
+        OutOfMemoryError: if a single row does not fit into memory.
+    """
+    config = TrainConfig(
+        learning_rate=learning_rate,
+        max_steps=max_steps,
+        per_device_train_batch_size=BATCH,
+        eval_steps=max(1, max_steps),
+        lora=lora,
+        bf16=lm.dtype == torch.bfloat16,
+        seed=seed,
+    )
+    tuner = FineTuner(lm, task, tokenise(task, texts), config)
+    try:
+        tuner.run()
+    except NonFiniteError as err:
+        raise NonFiniteError(f"learning the classes from real rows: {err} ({otherwise})") from err
+    return tuner.model
