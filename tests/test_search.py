@@ -36,7 +36,8 @@ def config(**changes: Any) -> GenerateConfig:
         "admm": {"n_outer": 1, "n_inner": 1},
         "lengths": {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8},
     }
-    return GenerateConfig.model_validate({**small, **changes})
+    check = {"reader": "model", **changes.get("label_check", {})}  # who learns is told in test_teaching
+    return GenerateConfig.model_validate({**small, **changes, "label_check": check})
 
 
 def make(lm: Any, settings: GenerateConfig, *more: Any) -> Result:

@@ -64,6 +64,7 @@ ALONE = {"loss": "vocabulary", "maps": [], "centred": False}
 def test_texts_in_each_pass_follow_from_the_settings(demo_lm, demo_task):
     def texts(**settings):
         small = {"initial": {"candidates": 3}, "admm": {"n_outer": 4, "n_inner": 5}, "space": ALONE}
+        small |= {"label_check": {"reader": "model"}}
         config = GenerateConfig.model_validate(small | settings)
         return Workload(demo_lm, demo_task, config).texts([10, 20], rows=1000)
 
@@ -76,6 +77,10 @@ def test_texts_in_each_pass_follow_from_the_settings(demo_lm, demo_task):
     heeded = texts(**plain, writer={"rounds": 3}, selection={"label_weight": 0.1})
     assert heeded[GRADIENTS] == 1000 + 2 * thrice[READABILITY], "and before, where they have a say"
     assert thrice[TUNING] == 80 + 160 and thrice[WRITING] == 240
+    taught = texts(**plain, writer={"rounds": 1}, label_check={"max_steps": 40})
+    assert Counter(taught) == Counter(once) + Counter({TUNING: 40 * 16}), "the reader's lessons"
+    few = texts(**plain, writer={"rounds": 1}, label_check={"max_steps": 900, "num_train_epochs": 2})
+    assert few[TUNING] == 2 * 1000
     refined = texts(**plain | {"refinement": {"evaluations": 6, "proposals": 3}}, writer={"rounds": 1})
     assert refined[READABILITY] == 240 + 180 and refined[GRADIENTS] == once[GRADIENTS] + 180 + 60
     admm = texts(solver="admm")
@@ -87,6 +92,7 @@ def test_texts_in_each_pass_follow_from_the_settings(demo_lm, demo_task):
 def test_public_text_is_written_read_and_chosen_from_too(demo_lm, demo_task):
     def texts(solver="search", rounds=1, counts=(10, 20), **space):
         small = {"pool": {"texts_per_text": 8}, "refinement": {"evaluations": 0}, "initial": {"candidates": 3}}
+        small |= {"label_check": {"reader": "model"}}
         config = GenerateConfig.model_validate(
             small | {"writer": {"rounds": rounds}} | {"solver": solver, "space": space}
         )

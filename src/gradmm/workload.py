@@ -13,6 +13,7 @@ from gradmm.arithmetic import Arithmetic, arithmetic_of
 from gradmm.config import GenerateConfig
 from gradmm.data.task import BoundTask
 from gradmm.gradients.losses import VOCABULARY, VerbaliserLoss
+from gradmm.labelling import BATCH
 from gradmm.models import LanguageModel
 from gradmm.solvers.initial import SPARE
 
@@ -93,6 +94,8 @@ class Workload:
             found[WRITING] += sum(counts) * self.config.initial.candidates
         if self.config.solver != "admm":
             self._search(found, sum(counts), first, more)
+            check = self.config.label_check
+            found[TUNING] += BATCH * check.steps(rows) if check.knows_rows else 0  # about as long as a writer's
         return found
 
     def _public(self, num_classes: int) -> int:

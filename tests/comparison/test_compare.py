@@ -115,6 +115,7 @@ def settings(files: Path, **changes: Any) -> CompareConfig:
             "refinement": {"evaluations": 6, "proposals": 1, "places": 1},  # more steps than to a checkpoint
             "initial": {"candidates": 2},
             "writer": {"rounds": 2},
+            "label_check": {"max_steps": 1},
             "admm": {"n_outer": 1, "n_inner": 1},
             "lengths": {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8},
         },
@@ -492,8 +493,6 @@ def test_the_targets_time_is_that_of_methods_that_use_it_whatever_the_order(
     ("name", "setting"),
     [
         ("pool.files", ["mine.csv"]),
-        ("label_check.min_probability", 0.5),
-        ("label_check.relabel", True),
         ("selection.weights", True),
     ],
 )

@@ -41,11 +41,12 @@ SMALL: dict[str, Any] = {
     "refinement": {"evaluations": 6, "proposals": 3, "places": 2},
     "initial": {"candidates": 2},
     "writer": {"rounds": 2},
+    "label_check": {"max_steps": 2},
     "admm": {"n_outer": 1, "n_inner": 2},
     "lengths": {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8},
     "block_size": 3,
 }
-SYNTHETIC = ("search", "selection", "admm", "lm_random", "lm_by_label", "lm_few_shot")
+SYNTHETIC = ("search", "selection", "admm", "lm_random", "lm_by_label", "lm_taught", "lm_few_shot")
 CONTROLS = ("projection", "noise", "other_class")
 REAL = ("real_random", "real_herding", "real_k_center", "real_coreset")
 MakeMaterial = Callable[..., Material]
@@ -152,8 +153,10 @@ def test_what_is_shared_is_computed_and_timed_before(
     material.prepare(method.needs)
     assert set(method.needs) == set(material.seconds)
     has_own_pool = name in ("noise", "other_class")
-    for shared in ("write", *(() if has_own_pool else ("look_at", "check_labels", "pool"))):
+    for shared in ("write", *(() if has_own_pool else ("look_at", "pool"))):
         monkeypatch.setattr(f"gradmm.comparison.material.Search.{shared}", None)
+    if not has_own_pool:
+        monkeypatch.setattr("gradmm.label_check.LabelCheck.own", None)
     monkeypatch.setattr("gradmm.public_text.PublicText.fit_space", None)
     for shared in ("features", *(() if name == "other_class" else ("class_target",))):
         monkeypatch.setattr(f"gradmm.comparison.material.{shared}", None)

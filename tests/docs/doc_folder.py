@@ -31,13 +31,18 @@ TOPICS = {"C1": ("goal", "match"), "C2": ("song", "band"), "C3": ("soup", "bread
 SMALL = {
     "generate": (
         *("pool.texts_per_text=4", "refinement.evaluations=1", "refinement.proposals=2", "initial.candidates=1"),
-        *("writer.rounds=1", "writer.num_train_epochs=1", "space.public_texts=4"),
+        *("writer.rounds=1", "writer.num_train_epochs=1", "space.public_texts=4", "label_check.max_steps=1"),
         *("lengths.distribution=uniform", "lengths.min_tokens=4", "lengths.max_tokens=8"),
     ),
     "train": ("max_steps=2", "eval_steps=1"),
     "compare": (
         *("seeds=1", "budgets=[1]", "learning_rates=[0.001]", "train.max_steps=1", "train.eval_steps=1"),
-        *("generate.pool.texts_per_text=4", "generate.refinement.evaluations=0", "generate.writer.rounds=1"),
+        *(
+            "generate.pool.texts_per_text=4",
+            "generate.refinement.evaluations=0",
+            "generate.writer.rounds=1",
+            "generate.label_check.max_steps=1",
+        ),
         *(
             "generate.lengths.distribution=uniform",
             "generate.lengths.min_tokens=4",
