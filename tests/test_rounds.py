@@ -12,6 +12,7 @@ import pytest
 
 from gradmm import rounds
 from gradmm.errors import ConfigError
+from gradmm.label_check import LabelCheck
 from gradmm.pipeline import generate
 from gradmm.search import Search
 from gradmm.solvers.forms import Form
@@ -76,8 +77,8 @@ def test_labels_are_looked_at_between_rounds_only_where_they_have_a_say(
     tiny_lm: Any, lessons: list[list[Any]], monkeypatch: pytest.MonkeyPatch, weight: float, looks: int
 ) -> None:
     checks = list[Any]()
-    own = Search.checked
-    monkeypatch.setattr(Search, "checked", lambda self, pools: checks.append(pools) or own(self, pools))
+    own = LabelCheck.checked
+    monkeypatch.setattr(LabelCheck, "checked", lambda self, pools: checks.append(pools) or own(self, pools))
     make(tiny_lm("gpt2"), selection={"label_weight": weight})
     assert len(lessons) == 2 and len(checks) == looks
 

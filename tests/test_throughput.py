@@ -135,9 +135,8 @@ def test_rows_count_as_long_as_they_are(demo_lm, demo_task):
 
 
 def test_only_what_a_run_computes_is_measured(demo_lm, demo_task):
-    config = GenerateConfig(
-        per_device_batch_size=2, writer={"rounds": 1}, lengths={"min_tokens": 2, "max_tokens": 4}
-    )
+    small = {"per_device_batch_size": 2, "lengths": {"min_tokens": 2, "max_tokens": 4}}
+    config = GenerateConfig(**small, writer={"rounds": 1}, label_check={"reader": "model"})
     rates = list(measure_rates(demo_lm, demo_task, config))
     assert [rate.kind for rate in rates] == [GRADIENTS, READABILITY, WRITING]
     load = Workload(demo_lm, demo_task, config)

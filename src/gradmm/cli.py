@@ -150,6 +150,7 @@ def preview(
         "pool.texts_per_text": 8,
         "writer.rounds": 1,  # from so few texts there is nothing to learn, neither their kind nor their words
         "shrinkage.weight": 0,  # likewise
+        "label_check.reader": "model",  # who learns takes longer than a look should
         "space.public_texts": 24,
         "refinement.evaluations": 8,
         "admm.n_outer": 4,

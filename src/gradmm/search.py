@@ -66,8 +66,9 @@ class Search:
                 f"distance.name {config.distance.name!r} needs whole matrices, so no search is possible with it; "
                 f"choose one of {sorted(FORMULAS)}, or solver=admm"
             )
-        searches = config.solver != "admm" and (config.writer.rounds > 1 or config.shrinkage.weight != 0)
-        if searches or config.writer.files:  # a copy learns; said before the first round is written, not after
+        taught = teacher is not None and config.label_check.knows_rows
+        learns = config.writer.rounds > 1 or config.shrinkage.weight != 0 or taught
+        if (learns and config.solver != "admm") or config.writer.files:  # said before the first round, not after
             require_trainable(runner.lm, config.writer.lora, "writer.lora")
         self.domain = domain or Domain(runner.lm, runner.task, config)
         self.runner, self.config, self.lm, self.task = runner, config, runner.lm, runner.task

@@ -21,7 +21,7 @@ GRADIENTS, READABILITY, WRITING, TUNING, UPDATE = (
     "gradients",
     "readability",
     "writing",
-    "tuning the writer",
+    "tuning",
     "x-update",
 )
 PASSES = (GRADIENTS, READABILITY, WRITING, TUNING, UPDATE)

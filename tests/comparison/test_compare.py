@@ -190,7 +190,7 @@ def test_every_method_budget_and_seed_is_there_once(whole: Any, everything: Comp
 def test_progress_is_told_in_trainings(whole: Any) -> None:
     (name, total), done = whole[1].stages[0], whole[1].done
     assert (name, total) == ("compare", done)
-    assert total == (11 * 2 + 1) * 2 + 11 * 2  # two rates for the first seed, one for the other
+    assert total == (12 * 2 + 1) * 2 + 12 * 2  # two rates for the first seed, one for the other
 
 
 def test_the_same_settings_give_the_same_records_whatever_else_is_compared(

@@ -209,7 +209,8 @@ def test_refinement_starts_from_the_selection_and_lowers_the_objective(
 @pytest.mark.parametrize("classes", ["together", "apart"])
 def test_selection_is_nearer_than_what_no_gradient_chose(classes: str, make_material: MakeMaterial) -> None:
     near = {"nll_weight": 0}
-    material = make_material(selection=near, distance={"classes": classes}, shrinkage={"weight": 0})
+    as_they_are = {"shrinkage": {"weight": 0}, "label_check": {"reader": "model"}}
+    material = make_material(selection=near, distance={"classes": classes}, **as_they_are)
 
     def distances(name: str) -> tuple[float, ...]:
         found = measured(material, METHODS[name].make(material, COUNT).texts).measures
