@@ -22,7 +22,6 @@ from rich.table import Table
 
 import gradmm
 from benchmarks import speed
-from gradmm.comparison.resources import peak_memory
 from gradmm.config import GenerateConfig, load_config
 from gradmm.data.presets import get_task
 from gradmm.data.task import BoundTask
@@ -31,6 +30,7 @@ from gradmm.environment import describe_environment
 from gradmm.loading import save_pretrained
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel, load_model
+from gradmm.resources import peak_memory
 from gradmm.solvers.projection import Projector, Vocabulary
 from gradmm.throughput import measure_rates
 from gradmm.workload import UPDATE

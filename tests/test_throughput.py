@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gradmm.arithmetic import Arithmetic, arithmetic_of
 from gradmm.config import GenerateConfig
-from gradmm.throughput import Rate, _Bench, _fastest, matrix_peak, measure_rates
+from gradmm.throughput import Bench, Rate, _fastest, matrix_peak, measure_rates
 from gradmm.workload import GRADIENTS, PASSES, READABILITY, TUNING, UPDATE, WRITING, Workload
 
 DENSE = ("gpt2", "gptj", "opt", "bloom", "neox", "phi", "falcon", "llama", "qwen3", "olmo2", "gemma2", "cohere")
@@ -50,7 +50,7 @@ def test_decoding_attends_to_the_prompt_and_to_what_stands_before():
 @pytest.mark.parametrize("loss", ["verbalisers", "vocabulary"])
 def test_every_pass_costs_what_torch_multiplies(demo_lm, demo_task, loss):
     config = GenerateConfig(solver="both", per_device_batch_size=10, space={"loss": loss})
-    load, found = Workload(demo_lm, demo_task, config), _Bench(demo_lm, demo_task, config).passes()
+    load, found = Workload(demo_lm, demo_task, config), Bench(demo_lm, demo_task, config).passes()
     assert list(found) == list(PASSES)
     for kind, (texts, work) in found.items():
         each = load.each(kind, config.lengths.max_tokens)
@@ -185,4 +185,5 @@ def test_doctor_says_how_fast_the_machine_is(run):
     )
     assert [line.partition(":")[0] for line in speed[1:]] == [GRADIENTS, READABILITY, WRITING]
     assert all(re.search(r"[\d.,]+ texts a second, [\d,]+ GFLOP/s, \d+% of that$", line) for line in speed[1:])
+    assert re.fullmatch(r"memory +about [\d.]+ GiB at its fullest", lines.pop())
     assert re.fullmatch(r"time +about [\d.e+]+ (seconds|minutes|hours) on this machine, .*", lines[-1])

@@ -18,6 +18,7 @@ from gradmm.data.task import BoundTask
 from gradmm.data.vocabulary import allowed_tokens
 from gradmm.environment import describe_environment
 from gradmm.errors import GradmmError
+from gradmm.footprint import measure_peak
 from gradmm.models import LanguageModel, load_model
 from gradmm.privacy.words import plan_lines
 from gradmm.private_run import look_ahead
@@ -25,6 +26,7 @@ from gradmm.throughput import Rate, matrix_peak, measure_rates
 from gradmm.workload import Workload
 
 _SAMPLE = 100  # rows whose rendering is compared with the tokenizer's
+_LOOKED_AT = 1000  # of every class, for the longest
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ def _examine_task(config: RunConfig, model: LanguageModel, data: LabelledData, b
     yield Finding("ok", "work", _describe_work(counts, flop))
     if bench:
         yield from _measure(config, model, bound, flop)
+        yield from _about(
+            lambda: measure_peak(model, bound, config, counts, _longest(bound, data)), "memory", _describe_memory
+        )
 
 
 def _measure(
@@ -204,6 +209,16 @@ def _row_length(bound: BoundTask, data: LabelledData) -> int:
         for ids in bound.texts_ids(next(data.iter_batches(label, _SAMPLE)))
     ]
     return min(bound.room, -(-sum(lengths) // len(lengths)))
+
+
+def _longest(bound: BoundTask, data: LabelledData) -> int:
+    """Tokens of the longest of the first rows of every class."""
+    firsts = (next(data.iter_batches(label, _LOOKED_AT)) for label in range(data.num_classes))
+    return min(bound.room, max(len(ids) for texts in firsts for ids in bound.texts_ids(texts)))
+
+
+def _describe_memory(peak: int | None) -> str:
+    return f"about {peak / 2**30:.2g} GiB at its fullest" if peak else "this system does not tell how much is used"
 
 
 def _describe_work(counts: Sequence[int], flop: Mapping[str, float]) -> str:

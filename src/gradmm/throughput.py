@@ -90,7 +90,7 @@ def measure_rates(lm: LanguageModel, task: BoundTask, config: GenerateConfig) ->
         ConfigError: if such texts do not fit the context.
         OutOfMemoryError: if one text does not fit into memory.
     """
-    bench, load = _Bench(lm, task, config), Workload(lm, task, config)
+    bench, load = Bench(lm, task, config), Workload(lm, task, config)
     peak = matrix_peak(lm.device, lm.dtype)
     asked = load.texts([1], rows=1)
     for kind, (texts, work) in bench.passes().items():
@@ -99,7 +99,7 @@ def measure_rates(lm: LanguageModel, task: BoundTask, config: GenerateConfig) ->
             yield Rate(kind, texts, flop, _fastest(work, lm.device), peak)
 
 
-class _Bench:
+class Bench:
     """One batch of texts of random tokens, and what can be done with it."""
 
     def __init__(self, lm: LanguageModel, task: BoundTask, config: GenerateConfig) -> None:

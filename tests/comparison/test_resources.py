@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradmm.comparison import resources
-from gradmm.comparison.resources import peak_memory
+from gradmm.resources import peak_memory
 
 CPU = torch.device("cpu")
 

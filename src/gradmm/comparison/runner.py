@@ -20,7 +20,6 @@ from gradmm.comparison.config import CompareConfig
 from gradmm.comparison.guarantee import PathPoint, follow
 from gradmm.comparison.material import Material
 from gradmm.comparison.methods import OURS, Method, TextSet, get_method
-from gradmm.comparison.resources import peak_memory
 from gradmm.comparison.sets import Key
 from gradmm.data.rows import LabelledData
 from gradmm.data.task import BoundTask
@@ -29,6 +28,7 @@ from gradmm.measures import measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.progress import Stage
+from gradmm.resources import peak_memory
 from gradmm.training.evaluate import evaluate
 from gradmm.training.finetune import FineTuner
 from gradmm.training.rows import TokenRows, tokenise, tokenise_data

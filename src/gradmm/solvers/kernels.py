@@ -21,7 +21,7 @@ from gradmm.gradients.stored import StoredFactors
 from gradmm.gradients.target import ClassTarget
 
 _GROUP_NUMBERS = 2**25  # of factors that are multiplied at once
-_HELD_BYTES = 2**31  # factors that are held in memory, per kernel; others are read from a file for every row
+HELD_BYTES = 2**31  # factors that are held in memory, per kernel; others are read from a file for every row
 
 
 class Kernel(Protocol):
@@ -52,7 +52,7 @@ class FactorKernel:
         self,
         blocks: Iterable[Factors],
         bias: str,
-        held_bytes: int = _HELD_BYTES,
+        held_bytes: int = HELD_BYTES,
         order: Sequence[int] | None = None,
     ) -> None:
         self._bias = bias
