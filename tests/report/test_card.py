@@ -354,3 +354,18 @@ def test_hostile_templates_are_text(tmp_path: Path, text: str) -> None:
     assert not {"script", "img", "textarea"} & set(page.tags)
     assert printable(text).strip() in page.shown
     assert head(told)["license"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("reader", "solver", "who"),
+    [
+        ("rows", "search", "a text *has for a copy of the model that was trained on the real rows*"),
+        ("rows", "admm", "a text was *written for*"),  # which asks nobody
+        ("model", "search", "a text was *written for*"),
+        (None, "search", "a text was *written for*"),  # a run of before
+    ],
+)
+def test_whose_word_a_label_is_is_told(tmp_path: Path, reader: str | None, solver: str, who: str) -> None:
+    run = read(tmp_path)
+    run.config.update({"solver": solver} | ({} if reader is None else {"label_check": {"reader": reader}}))
+    assert f"A label is the class that {who}. Nobody has checked the texts" in card(run)

@@ -22,3 +22,8 @@ def aimed_at(metrics: Mapping[str, Any]) -> str:
         f"{why} {percent(found['weight'])} of what was aimed at is what the model's own texts say of the "
         f"classes; the set is {distance(found['distance'])} from that."
     )
+
+
+def knows_rows(config: Mapping[str, Any]) -> bool:
+    """Whether who said what class a text is of had learnt it from the real rows."""
+    return bool((config.get("label_check") or {}).get("reader") == "rows")

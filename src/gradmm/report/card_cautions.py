@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gradmm.privacy.config import MEANINGS, UNIT
+from gradmm.report.aim import knows_rows
 from gradmm.report.card_sections import Lines, table
 from gradmm.report.metadata import data_name, keeps_promise
 from gradmm.report.names import code, public_name
@@ -41,7 +42,7 @@ def limits(run: Texts) -> Lines:
     return [
         "## Limits",
         "",
-        "- A label is the class that a text was *written for*. Nobody has checked the texts, and some do not show "
+        f"- A label is the class that {_who_labels(run)}. Nobody has checked the texts, and some do not show "
         "their class.",
         "- The texts are a language model's. They hold its biases and its errors, may offend, and are no source "
         "for facts or opinions.",
@@ -50,6 +51,12 @@ def limits(run: Texts) -> Lines:
         "- **Licence**: none was chosen. The terms of the real data and of the model may bind what was made from "
         "them; who publishes this sets `license` at the head of this page.",
     ]
+
+
+def _who_labels(run: Texts) -> str:
+    if run.config["solver"] != "admm" and knows_rows(run.config):
+        return "a text *has for a copy of the model that was trained on the real rows*"
+    return "a text was *written for*"
 
 
 def _promise(run: Texts) -> Lines:

@@ -13,7 +13,7 @@ from gradmm.report.read import TEXTS, Texts
 
 COLUMNS = {
     "text": ("string", "the synthetic text"),
-    "label": ("class_label", "the class that the text was written for"),
+    "label": ("class_label", "the class that the text stands for"),
     "gradient_distance": ("float64", "distance of the class's whole set to the target, the same in all its rows"),
     "log_perplexity": ("float64", "of the text under the model, in nats per token; lower is more readable"),
     "label_score": ("float64", "calibrated probability of the label under the model; null where it was not asked"),

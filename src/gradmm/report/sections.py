@@ -8,7 +8,7 @@ from typing import Any
 
 from gradmm.privacy.words import promise_line
 from gradmm.report import drawings, words
-from gradmm.report.aim import aimed_at
+from gradmm.report.aim import aimed_at, knows_rows
 from gradmm.report.numbers import distance, duration, fixed, percent, significant
 from gradmm.report.page import (
     Beside,
@@ -166,9 +166,11 @@ def _selection(run: Texts) -> Section | None:
     every = run.metrics.get("search") or []
     if not every:
         return None
+    learnt = "a copy of the model that has learnt the classes from real rows"
     note = (
-        "Candidates are the class's pool, without doubles and banned texts. They carry their label where the "
-        "model finds their class more probable than by chance. After greedy choice, selected and refined are "
+        "Candidates are the class's pool, without doubles and banned texts. They carry their label where "
+        f"{learnt if knows_rows(run.config) else 'the model'} "
+        "finds their class more probable than by chance. After greedy choice, selected and refined are "
         "values of the objective that was minimised, of all classes that are matched together: lower is better."
     )
     before = [
