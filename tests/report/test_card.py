@@ -366,6 +366,6 @@ def test_hostile_templates_are_text(tmp_path: Path, text: str) -> None:
     ],
 )
 def test_whose_word_a_label_is_is_told(tmp_path: Path, reader: str | None, solver: str, who: str) -> None:
-    run = read(tmp_path)
+    run = read(tmp_path / "run")
     run.config.update({"solver": solver} | ({} if reader is None else {"label_check": {"reader": reader}}))
     assert f"A label is the class that {who}. Nobody has checked the texts" in card(run)
