@@ -42,6 +42,7 @@ def test_targets_candidates_and_who_has_learnt_are_kept(demo_lm: Any, demo_task:
     pool = {"texts_per_text": 10}
     assert kept(3, 5, space=WHOLE, pool=pool) == targets + 80 * each
     assert kept(3, 5, space=WHOLE, pool=pool, label_check={}) == targets + 80 * each + weights
+    assert kept(3, 5, space=WHOLE, pool=pool, writer={"rounds": 2}) == targets + 80 * each + weights
     assert kept(3, 10**9, space=WHOLE, pool=pool) == targets + HELD_BYTES, "others are in a file"
     assert kept(3, 5, pool=pool) < kept(3, 5, space=WHOLE, pool=pool), "of the verbalisers alone"
     assert SpaceConfig().loss == "verbalisers"

@@ -55,7 +55,7 @@ def measure_peak(
 
 
 def kept_bytes(lm: LanguageModel, task: BoundTask, config: GenerateConfig, counts: Sequence[int]) -> int:
-    """Of targets, of the candidates' factors as far as they are held, and of who has learnt the classes."""
+    """Of targets, of the candidates' factors as far as they are held, and of copies that have learnt something."""
     loss = VOCABULARY if config.space.loss == "vocabulary" else VerbaliserLoss.of(task)
     size, width = loss.size(lm.head), lm.head.weight_VD.shape[1]
     targets = len(counts) * size * (width + 1) * _FLOAT
@@ -63,11 +63,12 @@ def kept_bytes(lm: LanguageModel, task: BoundTask, config: GenerateConfig, count
         return targets
     pairs, candidates = max(map(len, task.label_ids)), sum(counts) * config.pool.texts_per_text
     factors = min(candidates * pairs * (size + width) * _FLOAT, HELD_BYTES)
-    return targets + factors + (_copy_bytes(lm, config) if config.label_check.knows_rows else 0)
+    copies = config.label_check.knows_rows + (config.writer.rounds > 1 or bool(config.writer.files))
+    return targets + factors + copies * _copy_bytes(lm, config)
 
 
 def _copy_bytes(lm: LanguageModel, config: GenerateConfig) -> int:
-    """Of a copy in training: float32, unless adapters are trained beside it."""
+    """Of a copy that has learnt: float32, unless adapters were trained beside it."""
     weights = lm.model.parameters()
     return sum(w.numel() * (w.element_size() if config.writer.lora else _FLOAT) for w in weights)
 
