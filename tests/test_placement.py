@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 
 import pytest
 import torch
@@ -125,6 +126,17 @@ def test_adapters_stay_beside_weights_of_few_bits(quantised):
     found, expected = frozen.read(LINE, ALL), tuner.model.read(LINE, ALL)
     torch.testing.assert_close(found, expected)
     assert oracles.relative_error(found, quantised.read(LINE, ALL)) > 0.05
+
+
+def test_a_comparison_that_would_train_few_bits_is_refused_before_any_work(folder, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    model = {"model_name_or_path": folder, "device": "cpu", "load_in_4bit": True}
+    given = {"model": model, "data": {"dataset": str(rows)}, "dev": str(rows), "test": str(rows)}
+    config = gradmm.CompareConfig.model_validate(given | {"methods": ["real_random"]})
+    with pytest.raises(ConfigError) as caught:
+        gradmm.compare(config, tmp_path / "out")
+    assert "(train.lora={})" in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_a_model_of_few_bits_is_not_fine_tuned_into_a_folder(folder, tmp_path):

@@ -11,7 +11,6 @@ generator of its own, so that a search that is interrupted goes on to the same e
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -44,7 +43,6 @@ from gradmm.solvers.selection import Candidates, Selected, fit_weights, select
 from gradmm.teaching import Teacher
 from gradmm.training.trainable import require_trainable
 
-log = logging.getLogger("gradmm")
 _CHUNK = 256  # LM texts that are drawn, and kept in the run folder, together
 Sources = Sequence[tuple[str, Sequence[Sequence[str]]]]
 """Candidates beside the LM's: name and texts per class of each source."""

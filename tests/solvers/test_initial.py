@@ -169,3 +169,33 @@ def test_joined_blocks_come_back_as_they_were(tiny_lm):
         for mine, own in zip(pick(whole, k), block, strict=True):
             assert torch.equal(mine, own)
     assert join([blocks[0], blocks[1]._replace(codes_KBT=None)]).codes_KBT is None
+
+
+@pytest.mark.parametrize(("endless", "kept"), [(0, 4), (1, 3), (2, 2), (3, None)])
+def test_half_of_the_texts_will_do_where_fewer_may_be_written(
+    tiny_lm, tiny_task, monkeypatch, caplog, endless, kept
+):
+    """Those of label 1 come to no end, however often they are tried."""
+    caplog.set_level("INFO", logger="gradmm")
+    lm = tiny_lm("gpt2")
+    task, labels = tiny_task(lm), [1] * endless + [0] * (4 - endless)
+    texts = [lm.tokenizer(text, add_special_tokens=False).input_ids for text in (" a film.", " a film")]
+    width = min(map(len, texts))
+
+    def write_so(prompts, own, *given):
+        return torch.tensor([texts[label][-width:] for label in own.tolist()])
+
+    monkeypatch.setattr("gradmm.solvers.initial.sample", write_so)
+    about = (task, PromptCache(lm, task.instruction_ids), allowed_tokens(lm.tokenizer, lm.vocab_size), labels)
+    given = (*about, LengthConfig(min_tokens=1, max_tokens=12), InitialConfig(), seeded())
+    if endless:
+        with pytest.raises(GradmmError, match=f"did not write {endless} of 4 texts"):
+            write_texts(*given)
+    if kept is None:
+        with pytest.raises(GradmmError, match="did not write 3 of 4 texts"):
+            write_texts(*given, fewer=True)
+        return
+    found = write_texts(*given, fewer=True)
+    assert len(found) == kept and all(found)
+    said = f"tiny gpt2 came to no end with {endless} of 4 texts in 20 tries, and goes on without"
+    assert (said in caplog.text) == (endless > 0)

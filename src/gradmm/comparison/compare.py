@@ -71,6 +71,7 @@ def compare(
     others = {role: load_data(None, config.other(role)) for role in ROLES}
     lm = load_model(config.model)
     student = lm if config.train_model is None else load_model(config.train_model)
+    require_trainable(student, config.train.lora, "train.lora")
     bound, student_task = (BoundTask(task, own.tokenizer, own.max_length) for own in (lm, student))
     check_fits(bound, data)
     own = {name: own_texts(name, task.label_names) for name in config.methods}
