@@ -30,6 +30,7 @@ from gradmm.models import LanguageModel, load_model
 from gradmm.progress import Reporter, log, logging_to
 from gradmm.store import LOG, Resume, RunFolder, as_json
 from gradmm.training.rows import TokenRows, tokenise_data
+from gradmm.training.trainable import require_trainable
 from gradmm.training_config import Role
 
 ROLES: tuple[Role, ...] = ("dev", "test")
