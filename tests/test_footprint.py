@@ -32,7 +32,7 @@ def weights(demo_lm: Any) -> int:
     return 4 * sum(weight.numel() for weight in demo_lm.model.parameters())
 
 
-def test_targets_candidates_and_who_has_learnt_are_kept(demo_lm: Any, demo_task: Any, weights: int) -> None:
+def test_targets_candidates_and_the_writer_are_kept(demo_lm: Any, demo_task: Any, weights: int) -> None:
     def kept(*counts: int, **settings: Any) -> int:
         return kept_bytes(demo_lm, demo_task, config(**settings), counts)
 
@@ -41,7 +41,6 @@ def test_targets_candidates_and_who_has_learnt_are_kept(demo_lm: Any, demo_task:
     assert kept(3, 5, solver="admm", space=WHOLE) == targets
     pool = {"texts_per_text": 10}
     assert kept(3, 5, space=WHOLE, pool=pool) == targets + 80 * each
-    assert kept(3, 5, space=WHOLE, pool=pool, label_check={}) == targets + 80 * each + weights
     assert kept(3, 5, space=WHOLE, pool=pool, writer={"rounds": 2}) == targets + 80 * each + weights
     assert kept(3, 10**9, space=WHOLE, pool=pool) == targets + HELD_BYTES, "others are in a file"
     assert kept(3, 5, pool=pool) < kept(3, 5, space=WHOLE, pool=pool), "of the verbalisers alone"

@@ -18,6 +18,7 @@ from gradmm.solvers.initial import LengthConfig
 from gradmm.solvers.kernels import HELD_BYTES
 from gradmm.teaching import teach
 from gradmm.throughput import Bench
+from gradmm.training.trainable import TrainableModel
 from gradmm.workload import GRADIENTS, Workload
 
 _FLOAT = 4  # bytes
@@ -45,17 +46,19 @@ def measure_peak(
     asked = Workload(lm, task, config).texts(counts, rows=1)
     as_long = config.model_copy(update={"lengths": LengthConfig(distribution="fixed", max_tokens=longest)})
     with peak_memory(lm.device) as peak:
+        learns = config.solver != "admm" and config.label_check.knows_rows
+        # Who learns comes first and stays, as in the run, while others come and go.
+        learnt = _learn(lm, task, config, longest) if learns else None
         for kind, (_, work) in Bench(lm, task, config).passes().items():
             if asked[kind]:
                 work()
         Bench(lm, task, as_long).passes()[GRADIENTS][1]()  # of real rows
-        if config.solver != "admm" and config.label_check.knows_rows:
-            _learn(lm, task, config, longest)
+        del learnt
     return None if peak.bytes is None else peak.bytes + kept_bytes(lm, task, config, counts)
 
 
 def kept_bytes(lm: LanguageModel, task: BoundTask, config: GenerateConfig, counts: Sequence[int]) -> int:
-    """Of targets, of the candidates' factors as far as they are held, and of copies that have learnt something."""
+    """Of targets, of the candidates' factors as far as they are held, and of the writer."""
     loss = VOCABULARY if config.space.loss == "vocabulary" else VerbaliserLoss.of(task)
     size, width = loss.size(lm.head), lm.head.weight_VD.shape[1]
     targets = len(counts) * size * (width + 1) * _FLOAT
@@ -63,8 +66,8 @@ def kept_bytes(lm: LanguageModel, task: BoundTask, config: GenerateConfig, count
         return targets
     pairs, candidates = max(map(len, task.label_ids)), sum(counts) * config.pool.texts_per_text
     factors = min(candidates * pairs * (size + width) * _FLOAT, HELD_BYTES)
-    copies = config.label_check.knows_rows + (config.writer.rounds > 1 or bool(config.writer.files))
-    return targets + factors + copies * _copy_bytes(lm, config)
+    writes = config.writer.rounds > 1 or bool(config.writer.files)
+    return targets + factors + (_copy_bytes(lm, config) if writes else 0)
 
 
 def _copy_bytes(lm: LanguageModel, config: GenerateConfig) -> int:
@@ -73,7 +76,9 @@ def _copy_bytes(lm: LanguageModel, config: GenerateConfig) -> int:
     return sum(w.numel() * (w.element_size() if config.writer.lora else _FLOAT) for w in weights)
 
 
-def _learn(lm: LanguageModel, task: BoundTask, config: GenerateConfig, longest: int) -> None:
-    """An update of who learns the classes."""
+def _learn(lm: LanguageModel, task: BoundTask, config: GenerateConfig, longest: int) -> TrainableModel:
+    """Who learns the classes, after an update."""
     row, check = task.decode([task.text_ids("a")[0]] * longest), config.label_check
-    teach(lm, task, [[row] * BATCH] * len(task.label_ids), 1, check.learning_rate, config.writer.lora, config.seed)
+    return teach(
+        lm, task, [[row] * BATCH] * len(task.label_ids), 1, check.learning_rate, config.writer.lora, config.seed
+    )
