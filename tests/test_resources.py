@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradmm.comparison import resources
+from gradmm import resources
 from gradmm.resources import peak_memory
 
 CPU = torch.device("cpu")
