@@ -157,6 +157,17 @@ def test_an_interrupted_run_ends_the_same(tiny_lm: Any, tmp_path: Any) -> None:
         assert data_bytes(place) == data_bytes(tmp_path / "whole")
 
 
+def test_nobody_learns_again_for_sets_that_are_there(tiny_lm: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    """A run that breaks off when all is selected and refined asks for no label when it goes on."""
+    settings, lm = config(label_check=TAUGHT, references=True), tiny_lm("gpt2")
+    monkeypatch.setattr("gradmm.pipeline.measure", lambda *given: pytest.fail("broken off"))
+    with pytest.raises(pytest.fail.Exception, match="broken off"):
+        generate(lm, "sst2", tiny_data(), settings, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr("gradmm.teaching.teach", None)
+    assert len(generate(lm, "sst2", tiny_data(), settings, tmp_path).dataset) == 6
+
+
 def test_what_is_learnt_is_said(tiny_lm: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gradmm")
     generate(tiny_lm("gpt2"), "sst2", tiny_data(), config(label_check=TAUGHT))

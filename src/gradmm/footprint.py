@@ -78,7 +78,6 @@ def _copy_bytes(lm: LanguageModel, config: GenerateConfig) -> int:
 
 def _learn(lm: LanguageModel, task: BoundTask, config: GenerateConfig, longest: int) -> TrainableModel:
     """Who learns the classes, after an update."""
-    row, check = task.decode([task.text_ids("a")[0]] * longest), config.label_check
-    return teach(
-        lm, task, [[row] * BATCH] * len(task.label_ids), 1, check.learning_rate, config.writer.lora, config.seed
-    )
+    rows = [[task.decode([task.text_ids("a")[0]] * longest)] * BATCH] * len(task.label_ids)
+    rate = config.label_check.learning_rate
+    return teach(lm, task, rows, 1, rate, config.writer.lora, config.seed, "label_check.learning_rate")

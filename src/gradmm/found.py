@@ -24,7 +24,7 @@ class Written:
     source: str
     """`admm`, `lm`, `writer`, or the name of a file; with `+refined` if tokens of it were changed."""
     label_score: float | None = None
-    """Calibrated probability of its label."""
+    """Probability of its label, in the eyes of who was asked (`label_check`); None where tokens were changed."""
     weight: float = 1.0
     """In the mean over its class."""
 
@@ -58,7 +58,7 @@ class Seen:
     of_N: Tensor
     """Which of `classes` each candidate is of."""
     score_N: Tensor
-    """Calibrated probability of the label."""
+    """Probability of the label, in the eyes of who was asked."""
     nll_N: Tensor
     """Log-perplexity, float64; zeros where it does not count."""
     kernel: FactorKernel

@@ -6,6 +6,7 @@ And what `config.yaml` holds of all of it, and what the results depend on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +17,7 @@ from gradmm.domain import Domain
 from gradmm.models import LanguageModel
 from gradmm.private_run import named, refuse_real_rows
 from gradmm.result import texts_of_run
+from gradmm.teaching import Teacher
 
 
 def load_brought(config: GenerateConfig, task: Task, rows: LabelledData) -> dict[str, LabelledData]:
@@ -33,6 +35,15 @@ def load_domain(lm: LanguageModel, task: BoundTask, config: GenerateConfig, rows
     if config.privacy is not None:
         refuse_real_rows(rows, "writer.files", read)
     return Domain(lm, task, config, read)
+
+
+def load_teacher(lm: LanguageModel, task: BoundTask, config: GenerateConfig, rows: LabelledData) -> Teacher | None:
+    """Of who says what class a text is of; with privacy nobody learns it from rows."""
+    return (
+        None
+        if config.privacy is not None
+        else Teacher(lm, task, config, partial(draw_rows, rows, seed=config.seed))
+    )
 
 
 def draw_rows(rows: LabelledData, counts: Sequence[int], seed: int) -> list[list[str]]:

@@ -33,7 +33,7 @@ from gradmm.data.task import BoundTask, Task
 from gradmm.environment import describe_environment
 from gradmm.forming import choose_form
 from gradmm.found import Found, as_found
-from gradmm.given import draw_rows, fingerprint_of, load_brought, load_domain, settings_of
+from gradmm.given import draw_rows, fingerprint_of, load_brought, load_domain, load_teacher, settings_of
 from gradmm.gradients.exact_target import WINDOW, Unfinished, class_target
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
@@ -49,7 +49,6 @@ from gradmm.search import Search, Sources
 from gradmm.shrinking import Shift, find_shift, shift_target
 from gradmm.solvers.forms import Form
 from gradmm.store import LOG, TEXT_FILES, Resume, RunFolder, as_json
-from gradmm.teaching import Teacher
 from gradmm.yamlfiles import to_yaml
 
 _COMPARED = 500  # real rows per class, at least, that words and lengths are held against
@@ -93,8 +92,7 @@ def generate(
     counts = config.count_texts(bound.task.label_names, None if is_private else rows.counts())
     runner = BlockRunner(lm, bound, config, counts, limit)
     brought, domain = load_brought(config, bound.task, rows), load_domain(lm, bound, config, rows)
-    draw = partial(draw_rows, rows, seed=config.seed)
-    teacher = None if is_private else Teacher(lm, bound, config, draw)
+    teacher = load_teacher(lm, bound, config, rows)
     search = Search(runner, domain, teacher)  # refuses what it cannot work with, before there is a run folder
     fingerprint = fingerprint_of(lm, bound.task, rows, config, brought) | domain.fingerprint()
     with ExitStack() as stack:

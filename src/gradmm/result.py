@@ -30,7 +30,7 @@ class Result:
 
     dataset: datasets.Dataset
     """Columns `text`, `label` (ClassLabel), `gradient_distance` (of the label's whole set), `log_perplexity`,
-    `label_score` (calibrated probability of the label, where it was looked at), `weight` (in the mean over the
+    `label_score` (probability of the label, where it was looked at), `weight` (in the mean over the
     label's set) and `source` (`admm`, `lm` or a file; `+refined` where tokens were changed)."""
     metrics: dict[str, Any]
     """What `metrics.json` holds."""

@@ -196,11 +196,12 @@ class Search:
         stage: Stage,
     ) -> Found:
         """Selects and refines every class's set, whose texts keep their form."""
-        made, checked = list[dict[str, Any]](), self.labels.surviving(self.labels.checked(pools))
+        made, checked = list[dict[str, Any]](), list[Checked]()
         for group in self.groups:
             name = f"set-{group[0]:06d}"
             kept = folder.load_state(name)
             if kept is None:
+                checked = checked or self.labels.surviving(self.labels.checked(pools))
                 kept = {}, self._make(target, group, [checked[label] for label in group], form, folder, stage)
                 folder.save_state(name, *kept)
             stage.advance(sum(self.runner.counts[label] for label in group))

@@ -73,7 +73,7 @@ def teach(
     learning_rate: float,
     lora: LoraSettings | None,
     seed: int,
-    otherwise: str = "",
+    otherwise: str,
 ) -> TrainableModel:
     """The LM after a training on real rows; the same again for the same seed.
 

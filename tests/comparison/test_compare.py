@@ -489,6 +489,17 @@ def test_the_targets_time_is_that_of_methods_that_use_it_whatever_the_order(
     assert {one["method"]: one["seconds_texts"] for one in records} == {"search": 200, "real_random": 0}
 
 
+def test_labels_from_rows_that_nobody_learns_are_refused() -> None:
+    given = {"dev": "validation", "test": "test", "methods": ["lm_taught"]}
+    assert CompareConfig.model_validate(given).methods == ("lm_taught",)
+    with pytest.raises(ValidationError) as caught:
+        CompareConfig.model_validate(given | {"generate": {"label_check": {"reader": "model"}}})
+    assert (
+        "methods has lm_taught, whose labels are learnt from rows, and generate.label_check.reader is 'model'; "
+        "leave out either"
+    ) in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "setting"),
     [

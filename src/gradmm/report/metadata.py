@@ -16,7 +16,10 @@ COLUMNS = {
     "label": ("class_label", "the class that the text stands for"),
     "gradient_distance": ("float64", "distance of the class's whole set to the target, the same in all its rows"),
     "log_perplexity": ("float64", "of the text under the model, in nats per token; lower is more readable"),
-    "label_score": ("float64", "calibrated probability of the label under the model; null where it was not asked"),
+    "label_score": (
+        "float64",
+        "probability of the label in the label check; null where it was not asked",
+    ),
     "weight": ("float64", "weight of the text in the mean over its class's set"),
     "source": (
         "string",

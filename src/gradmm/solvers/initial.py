@@ -137,12 +137,9 @@ def write_texts(
         if not missing:
             return texts
     if fewer and 2 * len(missing) <= len(labels):
+        counts = (len(missing), len(labels), _ROUNDS)
         log.info(
-            "%s came to no end with %d of %d texts in %d tries, and goes on without",
-            prompts.lm.name,
-            len(missing),
-            len(labels),
-            _ROUNDS,
+            "%s came to no end with %d of %d texts in %d tries, and goes on without", prompts.lm.name, *counts
         )
         return [text for text in texts if text]
     wanted = (

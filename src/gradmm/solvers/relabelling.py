@@ -23,7 +23,7 @@ class Checked:
 
     pool: list[Candidate]
     score_N: Tensor
-    """Calibrated probability of the class's label."""
+    """Probability of the class's label."""
     relabelled_in: int = 0
     """Of `pool`, those that were written for another class."""
     relabelled_out: int = 0
@@ -45,7 +45,7 @@ def relabel(
 
     Args:
         pools: candidates per class, no two of a class alike.
-        scores: calibrated probability of every class (N, C), for each of them.
+        scores: probability of every class (N, C), for each of them.
         counts: texts that are asked for, per class.
         names: of the classes, for the log.
         near_duplicate: as of `Pool`.
