@@ -39,11 +39,8 @@ def load_domain(lm: LanguageModel, task: BoundTask, config: GenerateConfig, rows
 
 def load_teacher(lm: LanguageModel, task: BoundTask, config: GenerateConfig, rows: LabelledData) -> Teacher | None:
     """Of who says what class a text is of; with privacy nobody learns it from rows."""
-    return (
-        None
-        if config.privacy is not None
-        else Teacher(lm, task, config, partial(draw_rows, rows, seed=config.seed))
-    )
+    draw = partial(draw_rows, rows, seed=config.seed)
+    return Teacher(lm, task, config, draw) if config.privacy is None else None
 
 
 def draw_rows(rows: LabelledData, counts: Sequence[int], seed: int) -> list[list[str]]:
