@@ -22,7 +22,7 @@ from gradmm.teaching import Teacher
 from test_pipeline import Interrupting, data_bytes, tiny_data
 from test_search import config
 
-TAUGHT = {"reader": "rows", "max_steps": 30, "num_train_epochs": 100, "learning_rate": 0.02}
+TAUGHT = {"reader": "rows", "max_steps": 30, "num_train_epochs": 300, "learning_rate": 0.02}
 CLASSES = (("bad", "dull"), ("great", "fine"))
 TEXTS = [[f"A {word} film." for word in words] + [f"{word} end" for word in words] for words in CLASSES]
 
@@ -172,6 +172,14 @@ def test_what_is_learnt_is_said(tiny_lm: Any, caplog: pytest.LogCaptureFixture) 
     caplog.set_level(logging.INFO, "gradmm")
     generate(tiny_lm("gpt2"), "sst2", tiny_data(), config(label_check=TAUGHT))
     assert f"learning from {len(tiny_data())} real rows which texts carry their label" in caplog.text
+    assert "updates" not in caplog.text, "it has but 30"
+
+
+def test_a_long_lesson_tells_how_far_it_is(lm: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gradmm")
+    assert checking(lm, max_steps=100)[0].reader
+    assert caplog.messages.count("learning from real rows: 50 of 100 updates") == 1
+    assert "100 of 100" not in caplog.text
 
 
 def test_a_rate_that_is_too_high_is_named(tiny_lm: Any) -> None:

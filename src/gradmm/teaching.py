@@ -19,11 +19,12 @@ from gradmm.data.task import BoundTask
 from gradmm.errors import NonFiniteError
 from gradmm.labelling import BATCH
 from gradmm.models import LanguageModel
-from gradmm.training.finetune import FineTuner, TrainConfig
+from gradmm.training.finetune import FineTuner, TrainConfig, TrainState
 from gradmm.training.rows import tokenise
 from gradmm.training.trainable import LoraSettings, TrainableModel
 
 log = logging.getLogger("gradmm")
+_TOLD = 50  # updates from one line of the log to the next
 Rows = Callable[[Sequence[int]], list[list[str]]]
 """Draws so many real rows of every class; all of a class that has fewer."""
 
@@ -101,8 +102,13 @@ def teach(
         seed=seed,
     )
     tuner = FineTuner(lm, task, tokenise(task, texts), config)
+
+    def told(state: TrainState) -> None:
+        if state.step % _TOLD == 0 and state.step < max_steps:
+            log.info("learning from real rows: %d of %d updates", state.step, max_steps)
+
     try:
-        tuner.run()
+        tuner.run(told)
     except NonFiniteError as err:
         raise NonFiniteError(f"learning the classes from real rows: {err} ({otherwise})") from err
     return tuner.model

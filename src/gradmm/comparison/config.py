@@ -105,15 +105,15 @@ class CompareConfig(SplitsConfig):
             "selection.weights": made.selection.weights,
             "privacy": made.privacy,
         }
-        if "lm_taught" in self.methods and not made.label_check.knows_rows:
-            raise ValueError(
-                "methods has lm_taught, whose labels are learnt from rows, and generate.label_check.reader is "
-                "'model'; leave out either"
-            )
         for name, setting in unused.items():
             if setting:
                 raise ValueError(
                     f"generate.{name} is not used by a comparison; leave it out, or make the texts with `gradmm "
                     "generate` and name the run as a method, file:RUN"
                 )
+        if "lm_taught" in self.methods and not made.label_check.knows_rows:
+            raise ValueError(
+                "methods has lm_taught, whose labels are learnt from rows, and generate.label_check.reader is "
+                "'model'; leave out either"
+            )
         return self
