@@ -74,6 +74,7 @@ class BlockRunner:
         config: how texts are made.
         counts: texts of every class; None makes `config.texts_per_class` of each.
         limit: texts that go through the model at once; None takes `config.per_device_batch_size`.
+        prompts: the class prompts, where the LM has read them before.
 
     Raises:
         ConfigError: if the texts would not fit the context, or the bans leave no token.
@@ -86,6 +87,7 @@ class BlockRunner:
         config: GenerateConfig,
         counts: Sequence[int] | None = None,
         limit: BatchLimit | None = None,
+        prompts: PromptCache | None = None,
     ) -> None:
         self.lm, self.task, self.config = lm, task, config
         self.limit = limit or BatchLimit(config.batch_size(lm.device))
@@ -97,7 +99,7 @@ class BlockRunner:
         self.counts = tuple(counts or config.count_texts(task.task.label_names))
         self.plan = plan_blocks(self.counts, config.block_size)
         self.allowed_V = allowed_tokens(lm.tokenizer, lm.vocab_size, config.bans).to(lm.device)
-        self.prompts = PromptCache(lm, task.instruction_ids, self.limit)
+        self.prompts = prompts or PromptCache(lm, task.instruction_ids, self.limit)
         self.prompts.check_room(config.lengths.max_tokens + SPARE)  # as many as `write_texts` samples
         ends_V = None
         if config.projection.end_sentence:

@@ -23,6 +23,7 @@ from gradmm.comparison.coresets import features
 from gradmm.config import GenerateConfig
 from gradmm.data.rows import LabelledData
 from gradmm.data.task import BoundTask
+from gradmm.decoding import PromptCache
 from gradmm.domain import Domain
 from gradmm.forming import choose_form
 from gradmm.found import Seen, split
@@ -110,7 +111,13 @@ class Material:
         """The search for `count` texts per class, with this seed."""
         update = {"texts_per_class": count, "seed": self.seed, "solver": "search"}
         config = self.config.model_copy(update=update | {"class_balance": "equal"} | settings)
-        return Search(BlockRunner(self.lm, self.task, config, limit=self.limit), self.domain, self.teacher)
+        runner = BlockRunner(self.lm, self.task, config, limit=self.limit, prompts=self._prompts)
+        return Search(runner, self.domain, self.teacher)
+
+    @cached_property
+    def _prompts(self) -> PromptCache:
+        """The class prompts, read once for all searches."""
+        return PromptCache(self.lm, self.task.instruction_ids, self.limit)
 
     @cached_property
     def teacher(self) -> Teacher:
