@@ -43,10 +43,18 @@ NEIGHBOURS = {
 
 TILTED = {"writer": {"rounds": 2}}
 """With two releases: shares of words steer the writer."""
+PUBLIC = ("A warm day, a fine song.", "The plot is dull and sad.", "A happy end, a great cast.")
+"""What a writer may read."""
 
 
 def left(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in sorted(files(folder))}
+
+
+def public_file(folder: Path) -> Path:
+    """What a writer reads first, of no real row."""
+    folder.joinpath("public.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in PUBLIC))
+    return folder / "public.jsonl"
 
 
 @pytest.fixture
@@ -98,14 +106,16 @@ def watched(
     return Watched(tiny_lm("gpt2"), tmp_path, monkeypatch, caplog)
 
 
-@pytest.mark.parametrize("changes", [{}, {"writer": {"rounds": 2}}], ids=["target", "target and words"])
-def test_a_row_changes_the_release_and_what_follows_from_it_and_nothing_else(
-    watched: Watched, changes: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("more", [False, True], ids=["target", "target and words, of a writer who has read"])
+def test_a_row_changes_the_release_and_what_follows_from_it_and_nothing_else(watched: Watched, more: bool) -> None:
     """Byte for byte, over every file of the run folder and all that was logged."""
+    changes: dict[str, Any] = {}
+    if more:
+        reads = {"files": [str(public_file(watched.folder))], "files_max_steps": 1}
+        changes = {"writer": TILTED["writer"] | reads, "privacy": PRIVACY | {"files_are_public": True}}
     before, said = watched.go("before", ROWS, **changes)
     releases = watched.released
-    assert set(before) == FILES | {"privacy.json"} and len(releases) == 1 + bool(changes)
+    assert set(before) == FILES | {"privacy.json"} and len(releases) == 1 + more
     follows = {*DATA_FILES, "metrics.json", "run.log", "SHA256SUMS"}
     for number, rows in enumerate(NEIGHBOURS.values()):
         after, _ = watched.go(f"after {number}", rows, **changes)
@@ -183,11 +193,15 @@ def test_no_word_and_no_number_of_rows_is_left_or_said(run: Run, tiny_folder: Pa
     lines = [json.dumps({"sentence": text, "mood": names[label]}) for text, label in texts]
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
     columns = ("--text-column", "sentence", "--label-column", "mood")
-    words = ("--set", "writer.rounds=2")
+    reads = (
+        f"writer.files=['{public_file(tmp_path)}']",
+        "writer.files_max_steps=1",
+        "privacy.files_are_public=true",
+    )
     done = run(
         "generate",
         *COMMAND,
-        *words,
+        *(word for one in ("writer.rounds=2", *reads) for word in ("--set", one)),
         "-m",
         tiny_folder,
         "-d",
@@ -197,6 +211,7 @@ def test_no_word_and_no_number_of_rows_is_left_or_said(run: Run, tiny_folder: Pa
         tmp_path / "run",
     )
     assert done.code == 0, done.err
+    assert "the writer reads 3 texts" in done.err
     rows = str(pq.read_table(tmp_path / "run" / DATA_FILES[1]).to_pylist()).encode()
     where = {"out": done.out.encode(), "err": done.err.encode(), "rows": rows, **left(tmp_path / "run")}
     words = {word.strip(".") for text, _ in texts for word in text.split()} - {"is"}
