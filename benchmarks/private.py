@@ -94,6 +94,7 @@ def measured(arguments: argparse.Namespace, seed: int) -> Iterator[dict[str, Any
         "pool": {"texts_per_text": arguments.pool},
         "writer": {"unigram_step": arguments.unigram_step},
         "refinement": {"evaluations": arguments.evaluations},
+        "label_check": {"reader": "model"},  # who has learnt from rows is not private
     }
     classes = {"classes": arguments.classes.split(",")} if arguments.classes else {}
     own = material(file, task, settings, seed, arguments.texts, **classes)

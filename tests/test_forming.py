@@ -13,9 +13,8 @@ from gradmm.data.sources import load_data
 from gradmm.pipeline import generate
 from gradmm.search import Search
 from gradmm.solvers.forms import Form
-from gradmm.solvers.pool import PoolConfig
 from test_pipeline import DATA_FILES, Interrupting, data_bytes, figures, files, tiny_data
-from test_search import config
+from test_search import FORMS, config
 
 SOME = ["as_written", "lowercase+no_punctuation", "lowercase+spaced_punctuation"]
 
@@ -71,7 +70,7 @@ def test_wherever_a_run_is_interrupted_it_takes_the_same_form(
 ) -> None:
     lm = tiny_lm("gpt2")
     make(lm, tiny_data(), tmp_path / "whole")
-    advances = 4 + len(PoolConfig().forms) + 1  # behind pool, target and form
+    advances = 4 + len(FORMS) + 1  # behind pool, target and form
     with pytest.raises(KeyboardInterrupt):
         make(lm, tiny_data(), tmp_path / "run", Interrupting(advances))
     assert not set(DATA_FILES) & files(tmp_path / "run")

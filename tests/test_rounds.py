@@ -170,8 +170,8 @@ def test_wherever_rounds_are_interrupted_they_end_the_same(tiny_lm: Any, tmp_pat
 def test_a_round_that_is_written_is_not_tuned_for_again(
     tiny_lm: Any, lessons: list[list[Any]], tmp_path: Path
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):  # after pool (2), target (2 classes), form (7), writer (4 chunks)
-        make(tiny_lm("gpt2"), tmp_path / "run", Interrupting(16))
+    with pytest.raises(KeyboardInterrupt):  # after pool (2), target (2 classes), form (2), writer (4 chunks)
+        make(tiny_lm("gpt2"), tmp_path / "run", Interrupting(11))
     assert len(lessons) == 2
     make(tiny_lm("gpt2"), tmp_path / "run")
     assert len(lessons) == 2

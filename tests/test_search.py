@@ -23,11 +23,12 @@ from gradmm.solvers.refinement import Refiner
 from gradmm.store import RunFolder
 from test_pipeline import DATA_FILES, Interrupting, data_bytes, figures, files, tiny_data
 
+FORMS = ["as_written", "lowercase"]
+
 
 def config(**changes: Any) -> GenerateConfig:
     small = {
         **{"solver": "search", "texts_per_class": 3, "block_size": 3, "references": False},
-        "pool": {"texts_per_text": 6},
         "space": {"public_texts": 3},
         "shrinkage": {"weight": 0},  # the rows are few, and what that does is told in test_shrinking
         "writer": {"rounds": 1},
@@ -36,8 +37,10 @@ def config(**changes: Any) -> GenerateConfig:
         "admm": {"n_outer": 1, "n_inner": 1},
         "lengths": {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8},
     }
-    check = {"reader": "model", **changes.get("label_check", {})}  # who learns is told in test_teaching
-    return GenerateConfig.model_validate({**small, **changes, "label_check": check})
+    # Of all the forms that there are, and of who learns labels, test_forming and test_teaching tell.
+    pool = {"texts_per_text": 6, "forms": FORMS, **changes.get("pool", {})}
+    check = {"reader": "model", **changes.get("label_check", {})}
+    return GenerateConfig.model_validate({**small, **changes, "pool": pool, "label_check": check})
 
 
 def make(lm: Any, settings: GenerateConfig, *more: Any) -> Result:
