@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import pyarrow.parquet as pq
@@ -40,7 +41,8 @@ def read(files: Sequence[str], budget: int | None = None) -> dict[str, Row]:
     """What comparisons of one data set found, by method; all real rows whatever the budget."""
     records: list[Record] = list(chain.from_iterable(pq.read_table(file).to_pylist() for file in files))
     wanted = budget or max(record["budget"] for record in records)
-    return {row.method: row for row in summarise(records) if row.budget in (wanted, 0)}
+    rows = [row for row in summarise(records) if row.budget in (wanted, 0)]
+    return {row.method: replace(row, ours_minus_this=row.difference(wanted)) for row in rows}
 
 
 def table(found: Cells, head: str, cell: Callable[[Row], str]) -> str:

@@ -23,7 +23,7 @@ def show_comparison(console: Console, found: Comparison, report: Path | None = N
     """One table for every budget, and where the records are."""
     for budget in sorted({row.budget for row in found.rows if row.budget}) or [0]:
         rows = [row for row in found.rows if row.budget in (budget, 0)]
-        console.print(_table(f"{budget} texts per class" if budget else "All real rows", rows))
+        console.print(_table(f"{budget} texts per class" if budget else "All real rows", rows, budget))
     console.print(Text(_note(found.rows)), soft_wrap=True)
     for point in found.path:
         console.print(Text(_path_line(point)), soft_wrap=True)
@@ -33,7 +33,7 @@ def show_comparison(console: Console, found: Comparison, report: Path | None = N
         console.print(Text(f"Report:     {report}"), soft_wrap=True)
 
 
-def _table(title: str, rows: list[Row]) -> Table:
+def _table(title: str, rows: list[Row], budget: int) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("trained on", "accuracy", "gradmm minus this", "rate", "distance", "log-perplexity", "minutes"):
         table.add_column(column, justify="left" if column == "trained on" else "right")
@@ -42,17 +42,17 @@ def _table(title: str, rows: list[Row]) -> Table:
         if own:
             table.add_row(Text(words, style="dim"))
         for row in sorted(own, key=lambda row: -row.accuracy.mean):
-            table.add_row(*_cells(row))
+            table.add_row(*_cells(row, row.difference(budget)))
     return table
 
 
-def _cells(row: Row) -> tuple[str | Text, ...]:
+def _cells(row: Row, difference: Interval | None) -> tuple[str | Text, ...]:
     seconds = sum(row.costs[key] or 0.0 for key in ("seconds_texts", "seconds_training"))
     title = Text("  " + printable(row.title), style="bold" if row.method == OURS else "")
     return (
         title,
         percent(row.accuracy),
-        "" if row.ours_minus_this is None else percent(row.ours_minus_this, sign=True),
+        "" if difference is None else percent(difference, sign=True),
         f"{row.learning_rate:g}",
         "" if row.distance is None else f"{row.distance:.4f}",
         "" if row.log_perplexity is None else f"{row.log_perplexity:.2f}",

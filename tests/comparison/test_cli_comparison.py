@@ -98,7 +98,7 @@ def test_the_table_says_what_is_in_the_run_folder(run: Run, config: dict[str, An
     for budget, part in ((2, body[:5]), (3, body[5:])):
         for row in part:
             (own,) = (one for one in rows if TITLES[one["method"]] == row[0] and one["budget"] in (budget, 0))
-            accuracy, less = own["accuracy"], own["ours_minus_this"]
+            accuracy, less = own["accuracy"], own["ours_minus_this"] or own["ours_minus_this_at"].get(str(budget))
             mean = f"{100 * accuracy['mean']:.1f}"
             reach = "" if accuracy["high"] is None else f" ± {100 * (accuracy['high'] - accuracy['mean']):.1f}"
             assert row[1] == mean + reach
@@ -140,6 +140,7 @@ def row(method: str = "lm_random", budget: int = 5, kind: str = "synthetic", **m
         **{"method": method, "title": TITLES.get(method, method), "kind": kind, "budget": budget},
         **{"accuracy": Interval(0.75, 0.7, 0.8, 3), "macro_f1": Interval(0.7, None, None, 3)},
         **{"ours_minus_this": None, "learning_rate": 3e-4, "distance": None, "log_perplexity": None},
+        "ours_minus_this_at": {},
         "costs": {"seconds_texts": 90.0, "seconds_training": 30.0, "peak_bytes_texts": None},
     }
     return Row(**whole | more)
@@ -160,8 +161,11 @@ def test_a_difference_has_a_star_where_its_interval_excludes_zero() -> None:
 
 
 def test_all_real_rows_stand_in_every_table_and_alone_in_one_of_their_own() -> None:
-    everything = replace(row("real_all", 0, "real"), title="all real rows")
+    less = {"5": Interval(-0.2, -0.3, -0.1, 3)}
+    everything = replace(row("real_all", 0, "real", ours_minus_this_at=less), title="all real rows")
     assert [line[0] for line in cells(shown(row(), row(budget=9), everything))].count("all real rows") == 2
+    told = [line[2] for line in cells(shown(row(), row(budget=9), everything)) if line[0] == "all real rows"]
+    assert told == ["-20.0 ± 10.0 *", ""]
     alone = shown(everything)
     assert cells(alone)[1][:2] == ["all real rows", "75.0 ± 5.0"]
     assert "0 texts per class" not in alone

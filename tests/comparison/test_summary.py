@@ -51,8 +51,25 @@ def test_runs_of_one_set_count_as_one() -> None:
 
 
 def test_budgets_that_ours_was_not_run_at_have_no_difference() -> None:
-    rows = summarise([record("search", 5, 0, 0.5), record("real_all", 0, 0, 0.9)])
+    rows = summarise([record("search", 5, 0, 0.5), record("lm_random", 6, 0, 0.9)])
     assert rows[1].ours_minus_this is None and rows[1].accuracy.low is None
+    assert rows[1].difference(5) is None and rows[1].ours_minus_this_at == {}
+
+
+def test_all_rows_are_held_against_ours_of_every_budget() -> None:
+    ours, every = {5: [0.5, 0.7, 0.6], 9: [0.8, 0.9, 0.8]}, [0.9, 0.8, 0.85]
+    records = [record("search", budget, s, one) for budget, own in ours.items() for s, one in enumerate(own)]
+    records += [record("real_all", 0, s, one) for s, one in enumerate(every)]
+    whole = summarise(records)[-1]
+    assert whole.budget == 0 and whole.ours_minus_this is None
+    for budget, own in ours.items():
+        assert whole.difference(budget) == interval([a - b for a, b in zip(own, every, strict=True)])
+    assert whole.difference(7) is None and set(whole.ours_minus_this_at) == {"5", "9"}
+
+
+def test_where_all_rows_are_the_same_for_every_seed_they_are_held_against_ours_of_that_one() -> None:
+    rows = summarise([record("search", 5, 0, 0.5), record("search", 5, 1, 0.7), record("real_all", 0, 0, 0.9)])
+    assert rows[1].difference(5) == interval([0.5 - 0.9])
 
 
 def test_the_rate_is_the_best_on_the_development_split_and_not_on_the_test_split() -> None:

@@ -95,10 +95,12 @@ def make_texts_run(
     return path
 
 
-def make_comparison_run(path: Path, *, budgets: Sequence[int] = (10, 50), hostile: bool = False) -> Path:
+def make_comparison_run(
+    path: Path, *, budgets: Sequence[int] = (10, 50), hostile: bool = False, more: Sequence[dict[str, Any]] = ()
+) -> Path:
     """A complete folder of `gradmm compare`: three data seeds of four methods at each budget, and the path."""
     path.mkdir(parents=True)
-    rows = [_method_row(i, budget, hostile) for budget in budgets for i in range(len(_METHODS))]
+    rows = [_method_row(i, budget, hostile) for budget in budgets for i in range(len(_METHODS))] + [*more]
     points = [
         {
             "step": step,
@@ -250,6 +252,12 @@ _METHODS = (
     ("real_random", "real rows, random", "real", 0.71),
     ("noise", "towards noise", "control", 0.55),
 )
+
+
+def all_rows(differences: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a training on all real rows, held against ours of every budget."""
+    own = {"method": "real_all", "title": "all real rows", "budget": 0, "ours_minus_this": None}
+    return _method_row(2, 0, False) | own | {"ours_minus_this_at": differences}
 
 
 def _method_row(number: int, budget: int, hostile: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from run_folders import (
     LABELS,
     REAL_TEXT,
     TEXTS,
+    all_rows,
     figures_of,
     history_of,
     make_comparison_run,
@@ -247,6 +248,17 @@ def test_a_comparison_stars_what_is_sure(folders: dict[str, Path]) -> None:
     stars = [cell for cell in page.text if cell.endswith(" *")]
     assert stars == ["+8.0 ± 2.0 *"] * 2
     assert page.words.count("ahead of LM samples") == 2
+
+
+def test_all_real_rows_are_held_against_ours_of_every_budget(tmp_path: Path) -> None:
+    sure, unsure = {"mean": -0.2, "low": -0.3, "high": -0.1, "count": 3}, {"mean": -0.1, "low": None, "high": None}
+    whole = all_rows({"10": sure, "50": unsure | {"count": 1}})
+    page = report(make_comparison_run(tmp_path / "new", more=[whole]))
+    assert page.text.count("-20.0 ± 10.0 *") == 1 and page.text.count("-10.0") == 1
+    assert page.words.count("behind all real rows") == 1
+    del whole["ours_minus_this_at"]
+    before = report(make_comparison_run(tmp_path / "old", more=[whole]))
+    assert before.text.count("all real rows") == page.text.count("all real rows") and "-20.0" not in before.words
 
 
 def test_one_budget_has_no_curve(folders: dict[str, Path]) -> None:

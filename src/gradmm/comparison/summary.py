@@ -25,7 +25,10 @@ class Row:
     """Over data seeds, on the test split."""
     macro_f1: Interval
     ours_minus_this: Interval | None
-    """Accuracy of ours less that of this method, paired by seed; None for ours, and where ours was not run."""
+    """Accuracy of ours less that of this method, paired by seed; None for ours, where ours was not run, and for
+    all rows."""
+    ours_minus_this_at: dict[str, Interval]
+    """Of all rows, which have no budget: the same for every budget of ours, by its number; empty for others."""
     learning_rate: float
     distance: float | None
     """Mean over data seeds; None of all rows."""
@@ -33,19 +36,27 @@ class Row:
     costs: dict[str, float | None]
     """Mean seconds, and peak memory in bytes, of making texts and of training."""
 
+    def difference(self, budget: int) -> Interval | None:
+        """What ours of a budget have more than this, where both are known."""
+        return self.ours_minus_this if self.budget else self.ours_minus_this_at.get(str(budget))
+
 
 def summarise(records: Sequence[dict[str, Any]]) -> list[Row]:
     """A row for every method and budget, in the order in which they were run."""
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for one in records:
         groups.setdefault((one["method"], one["budget"]), []).append(one)
-    return [_row(method, budget, own, groups.get((OURS, budget))) for (method, budget), own in groups.items()]
+    ours = {budget: _by_run(own, "accuracy") for (method, budget), own in groups.items() if method == OURS}
+    return [_row(method, budget, own, ours) for (method, budget), own in groups.items()]
 
 
-def _row(method: str, budget: int, own: list[dict[str, Any]], ours: list[dict[str, Any]] | None) -> Row:
-    compared = None
-    if ours is not None and method != OURS:
-        compared = paired_runs(_by_run(ours, "accuracy"), _by_run(own, "accuracy"))
+def _row(
+    method: str, budget: int, own: list[dict[str, Any]], ours: dict[int, dict[tuple[int, int], float]]
+) -> Row:
+    others = {} if method == OURS else ours
+    compared = {
+        at: paired_runs(runs, _by_run(own, "accuracy")) for at, runs in others.items() if budget in (at, 0)
+    }
     return Row(
         method=method,
         title=get_method(method).title,
@@ -53,7 +64,8 @@ def _row(method: str, budget: int, own: list[dict[str, Any]], ours: list[dict[st
         budget=budget,
         accuracy=run_interval(_by_run(own, "accuracy")),
         macro_f1=run_interval(_by_run(own, "macro_f1")),
-        ours_minus_this=compared,
+        ours_minus_this=compared.get(budget),
+        ours_minus_this_at={} if budget else {str(at): found for at, found in compared.items()},
         learning_rate=own[0]["learning_rate"],
         distance=_mean(own, "distance"),
         log_perplexity=_mean(own, "log_perplexity"),

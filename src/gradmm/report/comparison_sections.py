@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from gradmm.report import drawings
 from gradmm.report.numbers import NONE, distance, fixed, percent, significant
@@ -49,16 +49,23 @@ def _outcome(budget: int, rows: Sequence[dict[str, Any]]) -> str:
     if ours is None:
         return f"At {budget:,} texts per class, {best['title']} did best with {_accuracy(best['accuracy'])}%."
     least = "" if best is ours else f" The best is {best['title']}, with {_accuracy(best['accuracy'])}%."
-    reached = f"{ours['title']} reached {_accuracy(ours['accuracy'])}%{_sure(rows)}."
+    reached = f"{ours['title']} reached {_accuracy(ours['accuracy'])}%{_sure(rows, budget)}."
     return f"At {budget:,} texts per class, {reached}{least}"
 
 
-def _sure(rows: Sequence[dict[str, Any]]) -> str:
+def _difference(row: dict[str, Any], budget: int) -> dict[str, Any] | None:
+    """What ours of a budget have more; of all rows, runs of before they were compared do not say."""
+    found = row["ours_minus_this"] if row["budget"] else row.get("ours_minus_this_at", {}).get(str(budget))
+    return cast("dict[str, Any] | None", found)
+
+
+def _sure(rows: Sequence[dict[str, Any]], budget: int) -> str:
     """Which differences exclude zero."""
-    others = [row for row in rows if row["ours_minus_this"] is not None]
-    clear = [row for row in others if _is_clear(row["ours_minus_this"])]
-    ahead = [row["title"] for row in clear if row["ours_minus_this"]["mean"] > 0]
-    behind = [row["title"] for row in clear if row["ours_minus_this"]["mean"] < 0]
+    known = [(row["title"], _difference(row, budget)) for row in rows]
+    others = [(title, found) for title, found in known if found is not None]
+    clear = [(title, found["mean"]) for title, found in others if _is_clear(found)]
+    ahead = [title for title, mean in clear if mean > 0]
+    behind = [title for title, mean in clear if mean < 0]
     told = [f"{word} {', '.join(names)}" for word, names in (("ahead of", ahead), ("behind", behind)) if names]
     if told:
         return f", {' and '.join(told)} by more than the interval of the difference"
@@ -73,11 +80,11 @@ def _budgets(run: Comparison) -> list[Section]:
         title = f"{budget:,} texts per class" if budget else "All real rows"
         ordered = sorted(own, key=lambda row: (list(_KINDS).index(row["kind"]), -row["accuracy"]["mean"]))
         chart = drawings.accuracies(ordered, f"Accuracy with {title[0].lower() + title[1:]}.")
-        found.append(Section(f"budget-{budget}", title, [_table(own), Charts([chart])]))
+        found.append(Section(f"budget-{budget}", title, [_table(own, budget), Charts([chart])]))
     return found
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
+def _table(rows: Sequence[dict[str, Any]], budget: int) -> Table:
     head = (
         *("trained on", "accuracy, %", "gradmm minus this", "learning rate", "distance", "log-perplexity"),
         *("minutes", "memory"),
@@ -86,7 +93,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     for kind, heading in _KINDS.items():
         own = sorted((row for row in rows if row["kind"] == kind), key=lambda row: -row["accuracy"]["mean"])
         if own:
-            groups.append((heading, [Row(_cells(row), row["method"] == OURS) for row in own]))
+            groups.append(
+                (heading, [Row(_cells(row, _difference(row, budget)), row["method"] == OURS) for row in own])
+            )
     seeds = max(row["accuracy"]["count"] for row in rows)
     caption = (
         f"Accuracy on the test split: mean over {seeds} data seed{'s' if seeds > 1 else ''} and 95% interval. "
@@ -95,8 +104,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     return Table(caption, head, groups)
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    costs, difference = row["costs"], row["ours_minus_this"]
+def _cells(row: dict[str, Any], difference: dict[str, Any] | None) -> tuple[str, ...]:
+    costs = row["costs"]
     seconds = sum(costs[key] or 0.0 for key in ("seconds_texts", "seconds_training"))
     peak = max(costs[key] or 0.0 for key in ("peak_bytes_texts", "peak_bytes_training"))
     return (
