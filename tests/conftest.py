@@ -15,6 +15,9 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a Hugging Face library
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # of the processes that tests start, too: the suite runs one per core
 
 from collections.abc import Callable
 from functools import cache
@@ -31,7 +34,7 @@ from gradmm.data.task import BoundTask, Task
 from gradmm.models import LanguageModel
 from tiny_models import KINDS, WITH_BOS, make_model, make_tokenizer
 
-torch.set_num_threads(1)  # the suite runs a process per core
+torch.set_num_threads(1)
 settings.register_profile("gradmm", deadline=None)  # a busy machine is no failure
 settings.load_profile("gradmm")
 
@@ -50,6 +53,7 @@ LONGEST = (
         "test_trust",
     ),
     *("test_mechanism", "test_pipeline", "test_refinement", "test_faults", "test_search", "test_selection"),
+    *("test_shrinking", "test_forming", "test_teaching"),
     *("test_admm", "test_memory", "test_accounting", "test_architectures", "test_rounds", "test_bad_inputs"),
 )
 """The files that take longest: they come first, lest one process be left with one of them at the end."""

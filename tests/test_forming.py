@@ -32,8 +32,8 @@ def make(lm: Any, data: Any, *given: Any, lengths: Any = None, **pool: Any) -> A
 @pytest.mark.parametrize("name", SOME)
 def test_the_form_of_the_real_rows_is_found(demo_lm: Any, name: str) -> None:
     rows = load_data("demo")
-    formed = [{"text": Form(name)(text), "label": c} for c in (0, 1) for text in rows.texts_of(c)[:40]]
-    result = make(demo_lm, formed, lengths=SENTENCES, forms=SOME, texts_per_text=16)
+    formed = [{"text": Form(name)(text), "label": c} for c in (0, 1) for text in rows.texts_of(c)[:20]]
+    result = make(demo_lm, formed, lengths=SENTENCES, forms=SOME, texts_per_text=8)
     form = result.metrics["form"]
     assert form["name"] == name
     assert min(form["objectives"], key=form["objectives"].get) == name and set(form["objectives"]) == set(SOME)
