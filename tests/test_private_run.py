@@ -321,7 +321,7 @@ def test_where_the_lms_own_texts_disagree_the_ratio_that_is_told_is_lower(
     assert warned[0] == "The target may drown in the noise; what brings the ratio to 4:"
 
 
-def test_numbers_of_rows_may_be_released_too(tiny_lm: Any, tmp_path: Path) -> None:
+def test_numbers_of_rows_may_be_released_too(tiny_lm: Any, tmp_path: Path, fixed: None) -> None:
     noisy = {key: value for key, value in PRIVACY.items() if key != "num_rows"} | {"count": "noisy"}
     result = make(tiny_lm("gpt2"), ROWS, tmp_path / "run", privacy=noisy)
     assert [line["release"] for line in verify(tmp_path / "run").spends] == ["counts", "target"]
