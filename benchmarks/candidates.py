@@ -84,7 +84,7 @@ def measure_texts(kind: str, size: int) -> dict[str, float]:
     began = time.perf_counter()
     pool.add(texts, kind)
     kept = len(pool.candidates)
-    return {"kept": kept, "seconds": time.perf_counter() - began, "peak": _peak()}
+    return {"kept": kept, "seconds": time.perf_counter() - began, "peak": peak()}
 
 
 def _texts(kind: str, size: int, draw: random.Random) -> Iterator[str]:
@@ -126,7 +126,7 @@ def measure_selection(kind: str, size: int, held_bytes: int) -> dict[str, float]
         began = time.perf_counter()
         found = select(candidates, [CHOSEN], FORMULAS["cosine"])
     exchanges, seconds = len(found.trace) - 1, {"prepared": prepared, "selected": time.perf_counter() - began}
-    return seconds | {"exchanges": exchanges, "objective": found.objective, "peak": _peak()}
+    return seconds | {"exchanges": exchanges, "objective": found.objective, "peak": peak()}
 
 
 class WholeKernel:
@@ -202,7 +202,7 @@ def _candidates(kernel: Any, drawn: _Drawn) -> Candidates:
     return Candidates(kernel, kernel.align(target), target.square_norm().weight_K.double(), penalty_N, of_N)
 
 
-def _peak() -> float:
+def peak() -> float:
     """Bytes that were resident at most; of this process alone, which `getrusage` is not."""
     with open("/proc/self/status", encoding="ascii") as status:
         return next(int(line.split()[1]) * 1024.0 for line in status if line.startswith("VmHWM"))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.candidates import peak
 
 WORDS = "a the film story plot cast song is was very dull great sad warm end"
 BATCH, WRITTEN = 64, 50_000
@@ -47,13 +48,13 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         one = json.loads(done.stdout)
         share, each = one["model"] / one["seconds"], 1000 * one["seconds"] / count
-        sizes = (f"{one[key] / 2**10:,.0f}" for key in ("loaded", "peak"))
+        sizes = (f"{one[key] / 2**20:,.0f}" for key in ("loaded", "peak"))
         out.add_row(f"{count:,}", f"{one['seconds']:.1f}", f"{each:.3f}", f"{share:.0%}", *sizes)
     Console(width=140).print(out)
 
 
 def measured(count: int) -> dict[str, float]:
-    """Seconds of both classes' targets and of the model within them; KiB that were resident."""
+    """Seconds of both classes' targets and of the model within them; bytes that were resident."""
     import torch
 
     from gradmm.data.checks import match_labels
@@ -118,11 +119,6 @@ def drawn(count: int) -> Iterator[tuple[list[str], list[int]]]:
         numbers = range(first, min(first + WRITTEN, count))
         texts = [f"{' '.join(chance.choices(words, k=chance.randrange(4, 20)))} {number}." for number in numbers]
         yield texts, [chance.randrange(2) for _ in numbers]
-
-
-def peak() -> int:
-    """KiB that were resident at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def make_texts_run(
     _write_json(path / "metrics.json", metrics_of(texts, private) | drawn | (metrics or {}))
     if private:
         _write_ledger(path)
-    _write_sums(path)
+    write_sums(path)
     return path
 
 
@@ -114,7 +114,7 @@ def make_comparison_run(
     _write_shared(path, {"model": {"model_name_or_path": "demo"}, "data": {"dataset": "train.csv"}, "seeds": 3})
     _write_json(path / "metrics.json", {"rows": rows, "path": points})
     _write_table(path / "results.parquet", None, [_record(row, seed) for row in rows for seed in range(3)])
-    _write_sums(path)
+    write_sums(path)
     return path
 
 
@@ -326,7 +326,7 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_sums(path: Path) -> None:
+def write_sums(path: Path) -> None:
     files = sorted(one for one in path.rglob("*") if one.is_file())
     lines = (
         f"{hashlib.sha256(one.read_bytes()).hexdigest()}  {one.relative_to(path).as_posix()}\n" for one in files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from run_folders import (
     make_texts_run,
     metrics_of,
     search_of,
+    write_sums,
 )
 
 from gradmm.errors import ConfigError, RunFolderError, printable
@@ -259,6 +261,21 @@ def test_all_real_rows_are_held_against_ours_of_every_budget(tmp_path: Path) -> 
     del whole["ours_minus_this_at"]
     before = report(make_comparison_run(tmp_path / "old", more=[whole]))
     assert before.text.count("all real rows") == page.text.count("all real rows") and "-20.0" not in before.words
+
+
+def test_what_no_interval_tells_of_is_not_said_to_contain_zero(tmp_path: Path) -> None:
+    def page(name: str, mean: float, low: float | None, high: float | None) -> Any:
+        run = make_comparison_run(tmp_path / name, budgets=(10,))
+        metrics = json.loads((run / "metrics.json").read_text())
+        for row in filter(lambda row: row["ours_minus_this"], metrics["rows"]):
+            row["ours_minus_this"] |= {"mean": mean, "low": low, "high": high}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        write_sums(run)
+        return report(run)
+
+    said = "no interval of its difference from another method excludes zero"
+    assert said in page("many seeds", 0.0, -0.1, 0.1).words
+    assert said not in page("one seed", 0.1, None, None).words and said not in page("sure", 0.15, 0.1, 0.2).words
 
 
 def test_one_budget_has_no_curve(folders: dict[str, Path]) -> None:

@@ -63,6 +63,6 @@ def test_a_promise_that_was_not_kept_is_not_published(tmp_path: Path) -> None:
     ledger = folder / "privacy.json"
     ledger.write_text(ledger.read_text().replace('"noise_multiplier": 1.4', '"noise_multiplier": 9.4'))
     (folder / "SHA256SUMS").unlink()
-    run_folders._write_sums(folder)
+    run_folders.write_sums(folder)
     with pytest.raises(RunFolderError, match=r"privacy\.json does not hold"):
         push(folder, REPO, dry_run=True)

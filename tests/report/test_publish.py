@@ -113,7 +113,7 @@ def _put(path: Path, key: str, value: Any) -> None:
 
 def _reseal(folder: Path) -> None:
     (folder / "SHA256SUMS").unlink()
-    run_folders._write_sums(folder)
+    run_folders.write_sums(folder)
 
 
 @pytest.mark.parametrize("large", [True, False])

@@ -62,14 +62,14 @@ def _difference(row: dict[str, Any], budget: int) -> dict[str, Any] | None:
 def _sure(rows: Sequence[dict[str, Any]], budget: int) -> str:
     """Which differences exclude zero."""
     known = [(row["title"], _difference(row, budget)) for row in rows]
-    others = [(title, found) for title, found in known if found is not None]
+    others = [(title, found) for title, found in known if found is not None and found["low"] is not None]
     clear = [(title, found["mean"]) for title, found in others if _is_clear(found)]
     ahead = [title for title, mean in clear if mean > 0]
     behind = [title for title, mean in clear if mean < 0]
     told = [f"{word} {', '.join(names)}" for word, names in (("ahead of", ahead), ("behind", behind)) if names]
     if told:
         return f", {' and '.join(told)} by more than the interval of the difference"
-    return "; the interval of its difference from every other method contains zero" if others else ""
+    return "; no interval of its difference from another method excludes zero" if others else ""
 
 
 def _budgets(run: Comparison) -> list[Section]:
