@@ -97,6 +97,13 @@ def test_a_run_with_adapters_for_the_writer(quantised):
     assert len(first.dataset) == 4 and first.dataset["text"] == again.dataset["text"]
 
 
+def test_adapters_learn_in_turn_text_of_the_domain_what_was_chosen_and_the_classes(quantised, tmp_path):
+    (tmp_path / "read.jsonl").write_text('{"text": "A film about a film."}\n' * 20)
+    writer = {"rounds": 2, "lora": {}, "files": [str(tmp_path / "read.jsonl")], "files_max_steps": 4}
+    config = GenerateConfig.model_validate({**SMALL, "writer": writer})
+    assert len(gradmm.generate(quantised, "sst2", ROWS, config).dataset) == 4
+
+
 def test_an_admm_run_trains_nothing(quantised):
     config = GenerateConfig.model_validate(
         {**SMALL, "block_size": 2, "solver": "admm", "admm": {"n_outer": 1, "n_inner": 2}}

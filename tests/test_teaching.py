@@ -13,6 +13,7 @@ from gradmm.blocks import BlockRunner
 from gradmm.config import GenerateConfig
 from gradmm.data.presets import get_task
 from gradmm.data.task import BoundTask
+from gradmm.domain import Domain
 from gradmm.errors import ConfigError, NonFiniteError
 from gradmm.label_check import LabelCheck
 from gradmm.labelling import LabelCheckConfig, label_log_probs
@@ -42,7 +43,7 @@ def checking(lm: Any, **label_check: Any) -> tuple[LabelCheck, Any]:
         config(label_check=TAUGHT | label_check),
         BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length),
     )
-    teacher = Teacher(lm, task, settings, rows_of)
+    teacher = Teacher(Domain(lm, task, settings), settings, rows_of)
     return LabelCheck(BlockRunner(lm, task, settings), teacher), task
 
 
@@ -73,6 +74,18 @@ def test_the_same_seed_teaches_the_same(lm: Any) -> None:
     (first, task), (again, _), (other, _) = checking(lm), checking(lm), checking(lm, max_steps=29)
     found = [label_log_probs(one.reader, task, task.texts_ids(TEXTS[0])) for one in (first, again, other)]
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_the_reader_learns_from_where_the_writer_stands(lm: Any) -> None:
+    """A lesson that moves nothing leaves him as who has read text of the domain, and without any as the LM is."""
+    settings = config(label_check=TAUGHT | {"learning_rate": 1e-12})
+    task = BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length)
+    read = Domain(lm, task, settings, {"read": ["A film about a film ."] * 20})
+    plain_NC, domain_NC = (label_log_probs(who, task, task.texts_ids(TEXTS[0])) for who in (lm, read.writer))
+    assert (plain_NC - domain_NC).abs().max() > 0.01
+    for domain, expected_NC in ((Domain(lm, task, settings), plain_NC), (read, domain_NC)):
+        reader = Teacher(domain, settings, rows_of).reader
+        torch.testing.assert_close(label_log_probs(reader, task, task.texts_ids(TEXTS[0])), expected_NC)
 
 
 def test_without_a_teacher_the_lm_is_asked_and_not_trusted_to_relabel(lm: Any) -> None:

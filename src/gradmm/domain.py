@@ -5,7 +5,8 @@ writes no question, however long it is asked for one. Text of the same kind is o
 nobody's secret. Which class a text belongs to is not learnt from it: class prompts are drawn at random, and what
 the classes are is left to the gradients.
 
-Gradients, readability and labels are computed at the LM's own weights, whoever writes.
+Gradients and readability are computed at the LM's own weights, whoever writes; a reader of labels who learns from
+rows starts where the writer stands (`teaching`).
 """
 
 from __future__ import annotations

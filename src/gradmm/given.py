@@ -37,10 +37,10 @@ def load_domain(lm: LanguageModel, task: BoundTask, config: GenerateConfig, rows
     return Domain(lm, task, config, read)
 
 
-def load_teacher(lm: LanguageModel, task: BoundTask, config: GenerateConfig, rows: LabelledData) -> Teacher | None:
+def load_teacher(domain: Domain, config: GenerateConfig, rows: LabelledData) -> Teacher | None:
     """Of who says what class a text is of; with privacy nobody learns it from rows."""
     draw = partial(draw_rows, rows, seed=config.seed)
-    return Teacher(lm, task, config, draw) if config.privacy is None else None
+    return Teacher(domain, config, draw) if config.privacy is None else None
 
 
 def draw_rows(rows: LabelledData, counts: Sequence[int], seed: int) -> list[list[str]]:

@@ -92,7 +92,7 @@ def generate(
     counts = config.count_texts(bound.task.label_names, None if is_private else rows.counts())
     runner = BlockRunner(lm, bound, config, counts, limit)
     brought, domain = load_brought(config, bound.task, rows), load_domain(lm, bound, config, rows)
-    teacher = load_teacher(lm, bound, config, rows)
+    teacher = load_teacher(domain, config, rows)
     search = Search(runner, domain, teacher)  # refuses what it cannot work with, before there is a run folder
     fingerprint = fingerprint_of(lm, bound.task, rows, config, brought) | domain.fingerprint()
     with ExitStack() as stack:

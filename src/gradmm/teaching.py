@@ -2,8 +2,9 @@
 
 A model that has never seen a task guesses its classes by the words of their names. After some hundred updates on
 real rows it tells them apart nearly as well as it ever will, and so which of thousands of texts that the LM wrote
-say what their label says. No real row stands in the result; but the reader has seen rows, so a private run takes
-the LM as it is.
+say what their label says. Where the writer has read text of the domain, the reader learns from where the writer
+stands: who has read more of a kind needs fewer rows to tell its classes apart. No real row stands in the result;
+but the reader has seen rows, so a private run takes the LM as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 
 from gradmm.config import GenerateConfig
 from gradmm.data.task import BoundTask
+from gradmm.domain import Domain
 from gradmm.errors import NonFiniteError
 from gradmm.labelling import BATCH
 from gradmm.models import LanguageModel
@@ -33,30 +35,30 @@ class Teacher:
     """The reader of labels that has learnt from real rows, who learns when he is first asked for.
 
     Args:
-        lm: where the weights start.
-        task: the rendering.
+        domain: who writes first, where the weights start; and the rendering.
         config: how (`label_check`), and the seed.
         rows: draws what he learns from.
     """
 
-    def __init__(self, lm: LanguageModel, task: BoundTask, config: GenerateConfig, rows: Rows) -> None:
-        self._lm, self._task, self._config, self._rows = lm, task, config, rows
+    def __init__(self, domain: Domain, config: GenerateConfig, rows: Rows) -> None:
+        self._domain, self._config, self._rows = domain, config, rows
 
     @cached_property
     def reader(self) -> TrainableModel:
-        """The LM after its training.
+        """Who writes first, after a training.
 
         Raises:
             NonFiniteError: if the loss stops being finite.
             OutOfMemoryError: if a single row does not fit into memory.
         """
-        settings, classes = self._config.label_check, len(self._task.label_ids)
+        settings, task = self._config.label_check, self._domain.task
+        classes = len(task.label_ids)
         texts = self._rows([-(-settings.max_steps * BATCH // classes)] * classes)
         count = sum(map(len, texts))
         log.info("learning from %s real rows which texts carry their label", f"{count:,}")
         return teach(
-            self._lm,
-            self._task,
+            self._domain.writer,
+            task,
             texts,
             settings.steps(count),
             settings.learning_rate,

@@ -123,7 +123,7 @@ class Material:
     def teacher(self) -> Teacher:
         """Of who says what class a text is of, for all searches."""
         config = self.config.model_copy(update={"seed": self.seed})
-        return Teacher(self.lm, self.task, config, self.draw_rows)
+        return Teacher(self.domain or Domain(self.lm, self.task, config), config, self.draw_rows)
 
     @cached_property
     def lm_texts(self) -> list[list[str]]:
