@@ -77,12 +77,12 @@ def measure(kind: str, case: dict[str, Any]) -> dict[str, float]:
     from gradmm.solvers.admm import Admm, AdmmConfig
 
     device = torch.device(case.get("device", "cpu"))
-    problem, width = _problem(kind, case, device)
+    own, width = problem(kind, case, device)
     blocks = case.get("blocks", 1) if kind == "closed" else 1
     x = torch.randn(blocks, case["texts"], case["length"], width, generator=torch.Generator().manual_seed(0))
     x = (1.4 * x / x.norm(dim=-1, keepdim=True)).to(device)
     paper = {"rho": 0.1, "rho_unit": "absolute", "order": "z_first", "clip": "block", "learning_rate": 0.008}
-    solver = Admm(problem, AdmmConfig.model_validate(paper | {"n_inner": case["inner"]}))
+    solver = Admm(own, AdmmConfig.model_validate(paper | {"n_inner": case["inner"]}))
     state, seconds, objective = solver.init(x), [], 0.0
     for outer in range(case["outer"]):
         began = time.perf_counter()
@@ -99,7 +99,8 @@ def measure(kind: str, case: dict[str, Any]) -> dict[str, float]:
     return {"seconds": each, "gib": peak, "objective": objective}
 
 
-def _problem(kind: str, case: dict[str, Any], device: Any) -> tuple[Any, int]:
+def problem(kind: str, case: dict[str, Any], device: Any) -> tuple[Any, int]:
+    """The matching problem of a case, `literal` or `closed` (ours), and the embeddings' width."""
     import torch
 
     from benchmarks.literal import LiteralMatching

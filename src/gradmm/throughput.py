@@ -78,25 +78,28 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], fl
     return peak
 
 
-def measure_rates(lm: LanguageModel, task: BoundTask, config: GenerateConfig) -> Iterator[Rate]:
+def measure_rates(
+    lm: LanguageModel, task: BoundTask, config: GenerateConfig, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[Rate]:
     """Rates of the passes that runs with these settings are made of.
 
     Args:
         lm: the model.
         task: the rendering.
         config: batch size, block size, length and solver are taken from it.
+        clock: as of `matrix_peak`.
 
     Raises:
         ConfigError: if such texts do not fit the context.
         OutOfMemoryError: if one text does not fit into memory.
     """
     bench, load = Bench(lm, task, config), Workload(lm, task, config)
-    peak = matrix_peak(lm.device, lm.dtype)
+    peak = matrix_peak(lm.device, lm.dtype, clock)
     asked = load.texts([1], rows=1)
     for kind, (texts, work) in bench.passes().items():
         if asked[kind]:
             flop = texts * load.each(kind, config.lengths.max_tokens)
-            yield Rate(kind, texts, flop, _fastest(work, lm.device), peak)
+            yield Rate(kind, texts, flop, _fastest(work, lm.device, clock), peak)
 
 
 class Bench:
