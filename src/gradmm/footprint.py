@@ -79,5 +79,5 @@ def _copy_bytes(lm: LanguageModel, config: GenerateConfig) -> int:
 def _learn(lm: LanguageModel, task: BoundTask, config: GenerateConfig, longest: int) -> TrainableModel:
     """Who learns the classes, after an update."""
     rows = [[task.decode([task.text_ids("a")[0]] * longest)] * BATCH] * len(task.label_ids)
-    rate = config.label_check.learning_rate
-    return teach(lm, task, rows, 1, rate, config.writer.lora, config.seed, "label_check.learning_rate")
+    once = config.label_check.model_copy(update={"max_steps": 1})
+    return teach(lm, task, rows, config.model_copy(update={"label_check": once}))

@@ -61,6 +61,22 @@ class LabelCheck:
             return relabel(pools, scores, self._runner.counts, names, alike)
         return [Checked(list(pools[label]), own_NC[:, label]) for label, own_NC in enumerate(scores)]
 
+    def surest(self, pools: Sequence[Sequence[Candidate]], share: float) -> list[list[Candidate]]:
+        """For every class, a share of the candidates: those that are most probably of it, surest first.
+
+        Who has learnt the classes from rows chooses among all candidates; the LM as it is, which guesses, among
+        those that were written for the class.
+        """
+        scores = self._scores(pools, self.reader, not self.is_taught)
+        if self.is_taught:
+            pools, scores = [[one for own in pools for one in own]] * len(pools), [torch.cat(scores)] * len(pools)
+        found = list[list[Candidate]]()
+        for label, (pool, score_NC) in enumerate(zip(pools, scores, strict=True)):
+            count = max(1, round(share * len(pool) / (len(pools) if self.is_taught else 1)))
+            best = score_NC[:, label].argsort(descending=True, stable=True)[:count].tolist()
+            found.append([pool[i] for i in best])
+        return found
+
     def surviving(self, checked: Sequence[Checked]) -> list[Checked]:
         """Those that carry their label; of a class that has too few, the most probable ones."""
         least, found = self._settings.min_probability, list[Checked]()

@@ -200,8 +200,8 @@ class _Run:
         """What solvers follow: where rows are few, partly what the LM's own texts say."""
         if shift is None:
             return target
-        with self._stage("prior", 1, "trainings") as stage:
-            aim = shift_target(self.search, target, shift, lm_texts, self._real, self.folder)
+        with self._stage("prior", 1, "targets") as stage:
+            aim = shift_target(self.search, target, shift, lm_texts, self.folder)
             stage.advance()
         return aim
 

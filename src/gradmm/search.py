@@ -65,7 +65,7 @@ class Search:
                 f"choose one of {sorted(FORMULAS)}, or solver=admm"
             )
         taught = teacher is not None and config.label_check.knows_rows
-        learns = config.writer.rounds > 1 or config.shrinkage.weight != 0 or taught
+        learns = config.writer.rounds > 1 or taught
         if (learns and config.solver != "admm") or config.writer.files:  # said before the first round, not after
             require_trainable(runner.lm, config.writer.lora, "writer.lora")
         self.domain = domain or Domain(runner.lm, runner.task, config)

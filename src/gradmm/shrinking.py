@@ -1,10 +1,10 @@
 """Few rows: what is aimed at lies between the rows' target and what the LM's own texts say of the classes.
 
-    LM, after a short training on the rows -> its texts that carry their label best -> mean gradient -> target
+    reader of labels -> the LM's texts that are most surely of each class -> mean gradient -> target
 
 Few rows say little by their mean gradient (`gradients.shrinkage` says how little), and more by what a model learns
-from them: it knows of each of its own texts, which are many, what class it looks like. What is measured stays held
-against the rows' own target.
+from them: it knows of each of the LM's own texts, which are many, what class it looks like. So the reader of
+labels (`label_check`) is asked. What is measured stays held against the rows' own target.
 """
 
 from __future__ import annotations
@@ -18,12 +18,8 @@ from gradmm.gradients.exact_target import compute_target
 from gradmm.gradients.shrinkage import Group, noise_of, shrunk
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.search import Search
-from gradmm.teaching import Rows, teach
-from gradmm.training.trainable import TrainableModel
 
 log = logging.getLogger("gradmm")
-_MOST_ROWS = 240
-"""Real rows per class that the LM learns from; more are more than the training sees."""
 _ENOUGH = 0.3
 """Share of noise in the rows' target that nothing is done about: with 1,000 rows per class it is 0.08 (two classes
 of emotion) to 0.25 (sst2), and sets that are made towards such a target train as well as real rows."""
@@ -74,7 +70,6 @@ def shift_target(
     target: ReleasedTarget,
     shift: Shift,
     lm_texts: Sequence[Sequence[str]],
-    rows: Rows,
     folder: Checkpoints,
 ) -> ReleasedTarget:
     """What is aimed at, between the rows' target and the LM's texts.
@@ -84,41 +79,21 @@ def shift_target(
         target: the rows'.
         shift: how far.
         lm_texts: per class, what the LM wrote.
-        rows: draws what the LM learns the classes from.
         folder: keeps which texts were taken.
 
     Raises:
-        NonFiniteError: if the training's loss stops being finite.
+        NonFiniteError: if the reader's loss stops being finite.
     """
     kept = folder.load_state("prior-texts")
     if kept is None:
-        kept = {}, {"texts": _best(search, lm_texts, _taught(search, rows))}
+        kept = {}, {"texts": _surest(search, lm_texts)}
         folder.save_state("prior-texts", *kept)
     texts = [[own] for own in kept[1]["texts"]]
     prior = compute_target(search.lm, search.task, texts, limit=search.runner.limit, space=target.space)
     return shrunk(target, prior, shift.weight)
 
 
-def _best(search: Search, lm_texts: Sequence[Sequence[str]], reader: TrainableModel) -> list[list[str]]:
-    """Per class, the texts whose label is most probable to a model."""
-    pools, found = search.pool(lm_texts, [], fewest=1), list[list[str]]()
-    for pool, score_N in zip(pools, search.labels.own(pools, reader), strict=True):
-        count = max(1, round(search.config.shrinkage.share * len(pool)))
-        best = score_N.argsort(descending=True, stable=True)[:count].tolist()
-        found.append([pool[i].text for i in best])
-    return found
-
-
-def _taught(search: Search, rows: Rows) -> TrainableModel:
-    """The LM after a short training on rows, as many of every class."""
-    settings = search.config.shrinkage
-    return teach(
-        search.lm,
-        search.task,
-        rows([_MOST_ROWS] * len(search.task.task.label_names)),
-        settings.max_steps,
-        settings.learning_rate,
-        search.config.writer.lora,
-        search.config.seed,
-        "shrinkage.learning_rate; shrinkage.weight=0 leaves it out",
-    )
+def _surest(search: Search, lm_texts: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Per class, a share of the LM's texts: those that are most probably of it."""
+    pools, share = search.pool(lm_texts, [], fewest=1), search.config.shrinkage.share
+    return [[candidate.text for candidate in own] for own in search.labels.surest(pools, share)]

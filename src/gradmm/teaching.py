@@ -23,7 +23,7 @@ from gradmm.labelling import BATCH
 from gradmm.models import LanguageModel
 from gradmm.training.finetune import FineTuner, TrainConfig, TrainState
 from gradmm.training.rows import tokenise
-from gradmm.training.trainable import LoraSettings, TrainableModel
+from gradmm.training.trainable import TrainableModel
 
 log = logging.getLogger("gradmm")
 _TOLD = 50  # updates from one line of the log to the next
@@ -51,32 +51,15 @@ class Teacher:
             NonFiniteError: if the loss stops being finite.
             OutOfMemoryError: if a single row does not fit into memory.
         """
-        settings, task = self._config.label_check, self._domain.task
+        task, settings = self._domain.task, self._config.label_check
         classes = len(task.label_ids)
         texts = self._rows([-(-settings.max_steps * BATCH // classes)] * classes)
-        count = sum(map(len, texts))
-        log.info("learning from %s real rows which texts carry their label", f"{count:,}")
-        return teach(
-            self._domain.writer,
-            task,
-            texts,
-            settings.steps(count),
-            settings.learning_rate,
-            self._config.writer.lora,
-            self._config.seed,
-            "label_check.learning_rate; label_check.reader=model does without",
-        )
+        log.info("learning from %s real rows which texts carry their label", f"{sum(map(len, texts)):,}")
+        return teach(self._domain.writer, task, texts, self._config)
 
 
 def teach(
-    lm: LanguageModel,
-    task: BoundTask,
-    texts: Sequence[Sequence[str]],
-    max_steps: int,
-    learning_rate: float,
-    lora: LoraSettings | None,
-    seed: int,
-    otherwise: str,
+    lm: LanguageModel, task: BoundTask, texts: Sequence[Sequence[str]], config: GenerateConfig
 ) -> TrainableModel:
     """The LM after a training on real rows; the same again for the same seed.
 
@@ -84,33 +67,31 @@ def teach(
         lm: where the weights start; stays as it is.
         task: the rendering.
         texts: rows of every class.
-        max_steps: updates, of `BATCH` rows each.
-        learning_rate: of AdamW, falling to zero.
-        lora: adapters instead of all weights.
-        seed: of the order of rows.
-        otherwise: the setting that is too high, and what to do without, for the message.
+        config: how (`label_check`, adapters as `writer.lora`), and the seed.
 
     Raises:
         NonFiniteError: if the loss stops being finite.
         OutOfMemoryError: if a single row does not fit into memory.
     """
-    config = TrainConfig(
-        learning_rate=learning_rate,
-        max_steps=max_steps,
+    steps = config.label_check.steps(sum(map(len, texts)))
+    training = TrainConfig(
+        learning_rate=config.label_check.learning_rate,
+        max_steps=steps,
         per_device_train_batch_size=BATCH,
-        eval_steps=max(1, max_steps),
-        lora=lora,
+        eval_steps=steps,
+        lora=config.writer.lora,
         bf16=lm.dtype == torch.bfloat16,
-        seed=seed,
+        seed=config.seed,
     )
-    tuner = FineTuner(lm, task, tokenise(task, texts), config)
+    tuner = FineTuner(lm, task, tokenise(task, texts), training)
 
     def told(state: TrainState) -> None:
-        if state.step % _TOLD == 0 and state.step < max_steps:
-            log.info("learning from real rows: %d of %d updates", state.step, max_steps)
+        if state.step % _TOLD == 0 and state.step < steps:
+            log.info("learning from real rows: %d of %d updates", state.step, steps)
 
     try:
         tuner.run(told)
     except NonFiniteError as err:
-        raise NonFiniteError(f"learning the classes from real rows: {err} ({otherwise})") from err
+        remedy = "label_check.learning_rate; label_check.reader=model does without"
+        raise NonFiniteError(f"learning the classes from real rows: {err} ({remedy})") from err
     return tuner.model

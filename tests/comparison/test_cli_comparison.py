@@ -60,7 +60,6 @@ def config(tiny_folder: Path, tmp_path: Path) -> dict[str, Any]:
             "refinement": {"evaluations": 0},
             "initial": {"candidates": 1},
             "label_check": {"max_steps": 1},
-            "shrinkage": {"max_steps": 1},
             "lengths": {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8},
         },
     }

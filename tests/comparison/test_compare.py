@@ -116,7 +116,6 @@ def settings(files: Path, **changes: Any) -> CompareConfig:
             "initial": {"candidates": 2},
             "writer": {"rounds": 2},
             "label_check": {"max_steps": 1},
-            "shrinkage": {"max_steps": 1},
             "admm": {"n_outer": 1, "n_inner": 1},
             "lengths": {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8},
         },

@@ -42,7 +42,6 @@ SMALL: dict[str, Any] = {
     "initial": {"candidates": 2},
     "writer": {"rounds": 2},
     "label_check": {"max_steps": 2},
-    "shrinkage": {"max_steps": 1},
     "admm": {"n_outer": 1, "n_inner": 2},
     "lengths": {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8},
     "block_size": 3,

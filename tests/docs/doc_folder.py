@@ -32,7 +32,7 @@ SMALL = {
     "generate": (
         *("pool.texts_per_text=4", "refinement.evaluations=1", "refinement.proposals=2", "initial.candidates=1"),
         *("writer.rounds=1", "writer.num_train_epochs=1", "space.public_texts=4"),
-        *("label_check.max_steps=1", "shrinkage.max_steps=1"),
+        "label_check.max_steps=1",
         *("lengths.distribution=uniform", "lengths.min_tokens=4", "lengths.max_tokens=8"),
     ),
     "train": ("max_steps=2", "eval_steps=1"),
@@ -43,7 +43,6 @@ SMALL = {
             "generate.refinement.evaluations=0",
             "generate.writer.rounds=1",
             "generate.label_check.max_steps=1",
-            "generate.shrinkage.max_steps=1",
         ),
         *(
             "generate.lengths.distribution=uniform",

@@ -151,7 +151,7 @@ class Material:
         shift = find_shift(search, self.target)
         if shift is None:
             return self.target
-        return shift_target(search, self.target, shift, self.lm_texts, self.draw_rows, self.folder)
+        return shift_target(search, self.target, shift, self.lm_texts, self.folder)
 
     def labelled_as(self, shift: int) -> ReleasedTarget:
         """Mean gradients of the real rows as if each were of a later class by so many; by none, of their own."""

@@ -48,12 +48,8 @@ class ShrinkageConfig(BaseModel):
     the rows say, and 0 where they are enough. With privacy it is 0, and all else is refused: the LM learns from
     rows which texts to take."""
     share: float = Field(0.2, gt=0, le=1)
-    """Of the LM's texts of every class, those that carry their label best: their mean gradient is what the target
-    moves to. Who says so is the LM after a short training on the rows."""
-    max_steps: int = Field(30, ge=0)
-    """Updates of that training: so few that the LM forgets nothing of what it knows of the labels without rows."""
-    learning_rate: float = Field(1e-4, gt=0)
-    """Of AdamW, in that training."""
+    """Of the LM's texts, those that are most surely of their class: their mean gradient is what the target moves
+    to. Who says so is the reader of labels (`label_check.reader`)."""
 
 
 @dataclass(frozen=True)
