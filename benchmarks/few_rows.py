@@ -1,11 +1,11 @@
 """How near a target of few rows is to that of many: alone, and shrunk towards what the LM's own texts say.
 
 Cosines with the mean gradient of all rows (at most `--all` per class) in the default space, centred by it.
-`labels`: the LM's texts whose label is most probable to it; `taught`: to the LM after the short training on the
-few rows, as `shrinkage` takes them. Behind each, the target between rows and these texts, by the weight of the
+`labels`: the LM's texts whose label is most probable to it; `taught`: to the reader of labels who has learnt from
+the few rows, as `shrinkage` takes them. Behind each, the target between rows and these texts, by the weight of the
 latter; `auto` is what a run takes; noise that it takes no notice of is 0. Draws of rows are averaged.
 
-    python -m benchmarks.few_rows TRAIN.jsonl.gz TASK [--classes A,B] [--rows 5 20 50] [--draws 4]
+    python -m benchmarks.few_rows TRAIN.jsonl.gz TASK [--classes A,B] [--rows 5 20 50] [--draws 4] [--file PUBLIC]
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.material import Memory, material
+from gradmm.checkpoints import Within
 from gradmm.comparison.material import Material
+from gradmm.data.sources import load_texts
+from gradmm.domain import Domain
 from gradmm.gradients.exact_target import compute_target
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.measures import set_distance
@@ -38,10 +41,15 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--all", type=int, default=600, help="rows per class that the others are held against")
     parser.add_argument("--texts", type=int, default=256, help="of the LM, per class")
+    parser.add_argument("--split", help="of the rows, such as train[:4500]")
+    parser.add_argument("--file", help="of texts of the domain that the writer reads first")
     arguments = parser.parse_args()
-    classes = {"classes": arguments.classes.split(",")} if arguments.classes else {}
-    settings = {"pool": {"texts_per_text": arguments.texts}, "writer": {"rounds": 1}}
-    many = material(arguments.data, arguments.task, settings, max_rows_per_class=arguments.all, **classes)
+    which = {"classes": arguments.classes.split(",")} if arguments.classes else {}
+    which |= {"split": arguments.split} if arguments.split else {}
+    settings = {"pool": {"texts_per_text": arguments.texts}, "writer": {"rounds": 1, "files_max_steps": 300}}
+    many = material(arguments.data, arguments.task, settings, max_rows_per_class=arguments.all, **which)
+    read = {arguments.file: load_texts(arguments.file)} if arguments.file else {}
+    many = replace(many, domain=Domain(many.lm, many.task, many.config, read))
     table = Table(
         "rows per class",
         "noise",
@@ -60,18 +68,20 @@ def main() -> None:
 
 def cosines(many: Material, count: int, draw: int) -> dict[str, float]:
     """Of one draw of rows."""
-    search = many.search(many.budget)
-    texts = replace(many, seed=draw).draw_rows([count] * many.rows.num_classes)
-    own = compute_target(many.lm, many.task, [[some] for some in texts], limit=many.limit, space=many.target.space)
-    shift = find_shift(search, own)
+    few = replace(many, rows=many.rows.sample([count] * many.rows.num_classes, draw), seed=draw, folder=Memory())
+    texts = [[few.rows.texts_of(label)] for label in range(few.rows.num_classes)]
+    own = compute_target(few.lm, few.task, texts, limit=few.limit, space=many.target.space)
+    shift = find_shift(few.search(few.budget), own)
     found = {"noise": (shift and shift.noise_share) or 0.0, "rows": cosine(many, own)}
-    for who, steps in (("labels", 0), ("taught", 30)):
-        settings, folder = many.config.shrinkage.model_copy(update={"max_steps": steps}), Memory()
-        about = many.lm_texts, lambda counts: texts, folder
-        search = many.search(many.budget, shrinkage=settings)
-        for weight in WEIGHTS:
-            found[f"{who} {weight}"] = cosine(many, shift_target(search, own, Shift(weight, None), *about))
-    return found | {"auto": cosine(many, own if shift is None else shift_target(search, own, shift, *about))}
+
+    def moved(reader: str, shift: Shift) -> float:
+        check = few.config.label_check.model_copy(update={"reader": reader})
+        search = few.search(few.budget, label_check=check)
+        return cosine(many, shift_target(search, own, shift, many.lm_texts, Within(few.folder, reader)))
+
+    for who, reader in (("labels", "model"), ("taught", "rows")):
+        found |= {f"{who} {weight}": moved(reader, Shift(weight, None)) for weight in WEIGHTS}
+    return found | {"auto": cosine(many, own) if shift is None else moved("rows", shift)}
 
 
 def cosine(many: Material, target: ReleasedTarget) -> float:
