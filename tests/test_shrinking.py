@@ -178,7 +178,7 @@ def test_wherever_it_is_interrupted_it_aims_at_the_same(
 @pytest.mark.parametrize("weight", ["auto", 0.5])
 def test_a_private_run_takes_the_release_alone(demo_lm: Any, tmp_path: Path, weight: Any) -> None:
     assert make_private(demo_lm, PRIVATE_ROWS, tmp_path / "run").metrics["shrinkage"] is None
-    message = f"shrinkage.weight is {weight!r}, which looks at how much real rows disagree"
+    message = f"shrinkage.weight is {weight!r}, and a private run aims at the release as it is: how much real rows"
     with pytest.raises(ValueError, match=re.escape(message)):
         make_private(demo_lm, PRIVATE_ROWS, tmp_path / "other", shrinkage={"weight": weight})
     settings = {"shrinkage": {"share": 0.5}}  # of no meaning there, and no harm

@@ -43,9 +43,9 @@ class LabelCheck:
         """Who says what class a text is of."""
         return self._lm if self._teacher is None else self._teacher.reader
 
-    def own(self, pools: Sequence[Sequence[Candidate]], reader: Reader | None = None) -> list[Tensor]:
-        """Calibrated probability of every candidate's own label, per class (N), to the LM or to another reader."""
-        return [own_NC[:, label] for label, own_NC in enumerate(self._scores(pools, reader or self._lm, True))]
+    def own(self, pools: Sequence[Sequence[Candidate]]) -> list[Tensor]:
+        """Calibrated probability of every candidate's own label, per class (N), to the LM as it is."""
+        return [own_NC[:, label] for label, own_NC in enumerate(self._scores(pools, self._lm, True))]
 
     def choosable(self, pools: Sequence[Sequence[Candidate]]) -> list[Checked]:
         """`checked` for a choice on the way: where labels have no say in it, all scores are 1, at no cost."""

@@ -100,8 +100,8 @@ def refuse_leaks(settings: Settings) -> None:
         )
     if settings.shrinkage.weight != 0:
         raise ConfigError(
-            f"shrinkage.weight is {settings.shrinkage.weight!r}, which looks at how much real rows disagree and "
-            "has the LM learn from them; leave it out with privacy"
+            f"shrinkage.weight is {settings.shrinkage.weight!r}, and a private run aims at the release as it is: "
+            "how much real rows disagree would be another look at them; leave it out with privacy"
         )
     if settings.label_check.knows_rows:
         raise ConfigError(

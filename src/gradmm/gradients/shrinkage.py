@@ -45,8 +45,8 @@ class ShrinkageConfig(BaseModel):
 
     weight: Annotated[Literal["auto"] | float, BeforeValidator(_check_weight)] = "auto"
     """Of the LM's texts in the target, from 0 (the rows alone) to 1. `auto`: 0.7 times the share of noise in what
-    the rows say, and 0 where they are enough. With privacy it is 0, and all else is refused: the LM learns from
-    rows which texts to take."""
+    the rows say, and 0 where they are enough. With privacy it is 0, and all else is refused: how much rows
+    disagree is a look at them."""
     share: float = Field(0.2, gt=0, le=1)
     """Of the LM's texts, those that are most surely of their class: their mean gradient is what the target moves
     to. Who says so is the reader of labels (`label_check.reader`)."""
