@@ -31,11 +31,11 @@ from test_search import config
 
 ALONE = {"shrinkage": {"weight": 0}}
 AUTO = {"weight": "auto"}
-READER = {"reader": "rows", "max_steps": 4, "learning_rate": 1e-3}
+READER = {"reader": "rows", "max_steps": 1, "learning_rate": 1e-3}
 
 
 def of(demo_lm: Any, demo_task: Any, rows: Any, **changes: Any) -> Material:
-    settings = config(**{"space": {"public_texts": 6}, "shrinkage": AUTO, "label_check": READER, **changes})
+    settings = config(**{"space": {"public_texts": 6}, "shrinkage": AUTO, **changes})
     return Material(demo_lm, demo_task, load_data(rows), settings, 0, Kept(), 3)
 
 
@@ -77,8 +77,7 @@ def mixed(own: Material, chosen: Any) -> None:
 
 
 def test_a_number_is_taken_as_it_is_and_the_lm_chooses_among_each_class_own(demo_lm: Any, demo_task: Any) -> None:
-    guessing = {"reader": "model"}
-    own = of(demo_lm, demo_task, few(4), shrinkage={"weight": 0.4, "share": 0.5}, label_check=guessing)
+    own = of(demo_lm, demo_task, few(4), shrinkage={"weight": 0.4, "share": 0.5})
     search = own.search(3)
     pools = search.pool(own.lm_texts, [], fewest=1)
     mixed(
@@ -94,7 +93,7 @@ def test_a_number_is_taken_as_it_is_and_the_lm_chooses_among_each_class_own(demo
 
 
 def test_who_has_learnt_from_the_rows_chooses_among_all(demo_lm: Any, demo_task: Any) -> None:
-    own = of(demo_lm, demo_task, few(4), shrinkage={"weight": 0.4, "share": 0.5})
+    own = of(demo_lm, demo_task, few(4), shrinkage={"weight": 0.4, "share": 0.5}, label_check=READER)
     texts = [one.text for pool in own.search(3).pool(own.lm_texts, [], fewest=1) for one in pool]
     reader, count = own.teacher.reader, round(0.5 * len(texts) / 2)
     shares_NC = label_log_probs(reader, demo_task, demo_task.texts_ids(texts)).softmax(1)
@@ -139,7 +138,7 @@ def test_classes_of_one_row_are_taken_at_their_word(
 
 def run(lm: Any, *more: Any, **changes: Any) -> Any:
     rows = [(text, label) for label, texts in enumerate(demo_rows(4)) for text in texts]
-    settings = config(**{"space": {"public_texts": 12}, "shrinkage": AUTO, "label_check": READER, **changes})
+    settings = config(**{"space": {"public_texts": 12}, "shrinkage": AUTO, **changes})
     return generate(lm, "sst2", rows, settings, *more)
 
 
@@ -161,12 +160,12 @@ def test_wherever_it_is_interrupted_it_aims_at_the_same(
     demo_lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And which texts the reader chose is not asked again."""
-    run(demo_lm, tmp_path / "whole")
+    run(demo_lm, tmp_path / "whole", label_check=READER)
     for stage in ("prior", "form"):
         with pytest.raises(KeyboardInterrupt):
-            run(demo_lm, tmp_path / "run", StopAt(stage))
+            run(demo_lm, tmp_path / "run", StopAt(stage), label_check=READER)
     monkeypatch.setattr(shrinking, "_surest", lambda *_: pytest.fail("it is kept"))
-    run(demo_lm, tmp_path / "run")
+    run(demo_lm, tmp_path / "run", label_check=READER)
     assert data_bytes(tmp_path / "run") == data_bytes(tmp_path / "whole")
     whole, again = (json.loads((tmp_path / one / "metrics.json").read_text()) for one in ("whole", "run"))
     assert again["shrinkage"] == whole["shrinkage"] is not None
