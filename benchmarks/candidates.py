@@ -118,10 +118,10 @@ def measure_selection(kind: str, size: int, held_bytes: int) -> dict[str, float]
     from gradmm.solvers.selection import select
 
     with torch.no_grad():
-        drawn = _Drawn(size)
+        drawn = Drawn(size)
         began = time.perf_counter()
         kernel: Any = WholeKernel(drawn) if kind == "whole" else FactorKernel(drawn, "ignore", held_bytes)
-        candidates = _candidates(kernel, drawn)
+        candidates = candidates_of(kernel, drawn)
         prepared = time.perf_counter() - began - drawn.seconds
         began = time.perf_counter()
         found = select(candidates, [CHOSEN], FORMULAS["cosine"])
@@ -132,7 +132,7 @@ def measure_selection(kind: str, size: int, held_bytes: int) -> dict[str, float]
 class WholeKernel:
     """All N x N inner products, computed at once: what selection does without."""
 
-    def __init__(self, blocks: _Drawn) -> None:
+    def __init__(self, blocks: Drawn) -> None:
         from gradmm.gradients.factors import join_sets
 
         self.factors = join_sets(list(blocks))
@@ -151,7 +151,7 @@ class WholeKernel:
         return found
 
 
-class _Drawn:
+class Drawn:
     """Random factors, a batch at a time, and the seconds that drawing them took."""
 
     def __init__(self, size: int) -> None:
@@ -185,7 +185,7 @@ class _Drawn:
         return Factors(r_KV[:, None], h_KD[:, None], torch.ones(count, 1))
 
 
-def _candidates(kernel: Any, drawn: _Drawn) -> Candidates:
+def candidates_of(kernel: Any, drawn: Drawn) -> Candidates:
     """With the mean of 200 other texts as the target, and nothing but the distance to count."""
     import torch
 
@@ -193,7 +193,7 @@ def _candidates(kernel: Any, drawn: _Drawn) -> Candidates:
     from gradmm.gradients.target import ClassTarget
     from gradmm.solvers.selection import Candidates
 
-    like_them = _Drawn(0)
+    like_them = Drawn(0)
     like_them.draw.manual_seed(1)
     others = like_them.some(200, shift=0.5)
     r_1JV, h_1JD = (part.transpose(0, 1) for part in (others.r_KJV, others.h_KJD))

@@ -29,9 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.candidates import peak
+from benchmarks.sampling import STEPS, TEXTS
 
 CASE = {"texts": 10, "length": 20}
-ROWS, DRAWN, CANDIDATES, CHOSEN = 50, 64, 200, 10
+ROWS, CANDIDATES, CHOSEN = 50, 200, 10
 STAGES = ("x-update", "projection", "target", "selection", "sampling")
 _LONG = 5.0  # seconds, beside which warming up is nothing
 Work = tuple[Callable[[], list[float]], float | None]
@@ -174,23 +175,23 @@ def selection(_: str, kind: str) -> Work:
     """Greedy, of random candidates (as in `benchmarks.candidates`); found are those chosen."""
     import torch
 
-    from benchmarks.candidates import _candidates, _Drawn
+    from benchmarks.candidates import Drawn, candidates_of
     from gradmm.gradients.distances import FORMULAS
     from gradmm.gradients.factors import join_sets
     from gradmm.solvers.kernels import FactorKernel
     from gradmm.solvers.selection import select
 
-    blocks = list(_Drawn(CANDIDATES))
+    blocks = list(Drawn(CANDIDATES))
 
     def ours() -> list[float]:
         with torch.no_grad():
             kernel = FactorKernel(blocks, "ignore", 2**31)
-            made = _candidates(kernel, _Drawn(CANDIDATES))
+            made = candidates_of(kernel, Drawn(CANDIDATES))
             return [float(i) for i in select(made, [CHOSEN], FORMULAS["cosine"], exchange=False).indices]
 
     def literal() -> list[float]:
         held: dict[str, Any] = {}
-        _candidates(_Caught(held), _Drawn(CANDIDATES))
+        candidates_of(_Caught(held), Drawn(CANDIDATES))
         target_VD = held["target"].materialised()[0]
         dense_NVD, chosen = join_sets(blocks).dense()[0], list[int]()
         total_VD = torch.zeros_like(target_VD)
@@ -229,11 +230,11 @@ def sampling(model: str, kind: str) -> Work:
     from gradmm.arithmetic import arithmetic_of
     from gradmm.decoding import PromptCache, sample
 
-    lm, steps = random_model(model, torch.device("cpu")), 34
+    lm, steps = random_model(model, torch.device("cpu")), STEPS
     prompt = lm.tokenizer("A positive movie review:").input_ids
-    flop = arithmetic_of(lm).decode(DRAWN, len(prompt), steps)
+    flop = arithmetic_of(lm).decode(TEXTS, len(prompt), steps)
     if kind == "closed":
-        prompts, labels_N = PromptCache(lm, [prompt]), torch.zeros(DRAWN, dtype=torch.long)
+        prompts, labels_N = PromptCache(lm, [prompt]), torch.zeros(TEXTS, dtype=torch.long)
         allowed_V = torch.ones(lm.vocab_size, dtype=torch.bool)
 
         def ours() -> list[float]:
@@ -244,7 +245,7 @@ def sampling(model: str, kind: str) -> Work:
 
     def literal() -> list[float]:
         asked: dict[str, Any] = {"do_sample": True, "top_p": 0.95, "top_k": 0, "pad_token_id": 0}
-        ids = torch.tensor([prompt] * DRAWN)
+        ids = torch.tensor([prompt] * TEXTS)
         mask = torch.ones_like(ids)
         lm.model.generate(ids, attention_mask=mask, min_new_tokens=steps, max_new_tokens=steps, **asked)
         return []

@@ -67,7 +67,7 @@ def demo_rows(count: int = 3) -> list[list[str]]:
     return [rows.texts_of(label)[:count] for label in range(rows.num_classes)]
 
 
-def mixed(own: Material, chosen: Any) -> None:
+def assert_mixed(own: Material, chosen: Any) -> None:
     """Holds what is aimed at against mean gradients of rows and of chosen texts, put together by hand."""
     prior = compute_target(own.lm, own.task, [[texts] for texts in chosen], space=own.target.space)
     for found, mine, other in zip(own.aim.classes, own.target.classes, prior.classes, strict=True):
@@ -80,16 +80,11 @@ def test_a_number_is_taken_as_it_is_and_the_lm_chooses_among_each_class_own(demo
     own = of(demo_lm, demo_task, few(4), shrinkage={"weight": 0.4, "share": 0.5})
     search = own.search(3)
     pools = search.pool(own.lm_texts, [], fewest=1)
-    mixed(
-        own,
-        [
-            [
-                pool[i].text
-                for i in score_N.argsort(descending=True, stable=True)[: round(0.5 * len(pool))].tolist()
-            ]
-            for pool, score_N in zip(pools, search.labels.own(pools), strict=True)
-        ],
-    )
+    chosen = []
+    for pool, score_N in zip(pools, search.labels.own(pools), strict=True):
+        best = score_N.argsort(descending=True, stable=True)[: round(0.5 * len(pool))]
+        chosen.append([pool[i].text for i in best.tolist()])
+    assert_mixed(own, chosen)
 
 
 def test_who_has_learnt_from_the_rows_chooses_among_all(demo_lm: Any, demo_task: Any) -> None:
@@ -99,7 +94,7 @@ def test_who_has_learnt_from_the_rows_chooses_among_all(demo_lm: Any, demo_task:
     shares_NC = label_log_probs(reader, demo_task, demo_task.texts_ids(texts)).softmax(1)
     chosen = [[texts[i] for i in shares_NC[:, c].argsort(descending=True)[:count].tolist()] for c in range(2)]
     assert not set(chosen[0]) & set(chosen[1]), "with two classes, a text is surely of one at most"
-    mixed(own, chosen)
+    assert_mixed(own, chosen)
 
 
 def test_other_rows_take_other_texts(demo_lm: Any, demo_task: Any) -> None:

@@ -67,14 +67,14 @@ class LabelCheck:
         Who has learnt the classes from rows chooses among all candidates; the LM as it is, which guesses, among
         those that were written for the class.
         """
-        scores = self._scores(pools, self.reader, not self.is_taught)
+        scores, classes = self._scores(pools, self.reader, not self.is_taught), len(pools)
         if self.is_taught:
-            pools, scores = [[one for own in pools for one in own]] * len(pools), [torch.cat(scores)] * len(pools)
+            share, scores = share / classes, [torch.cat(scores)] * classes
+            pools = [[one for own in pools for one in own]] * classes
         found = list[list[Candidate]]()
         for label, (pool, score_NC) in enumerate(zip(pools, scores, strict=True)):
-            count = max(1, round(share * len(pool) / (len(pools) if self.is_taught else 1)))
-            best = score_NC[:, label].argsort(descending=True, stable=True)[:count].tolist()
-            found.append([pool[i] for i in best])
+            best = score_NC[:, label].argsort(descending=True, stable=True)[: max(1, round(share * len(pool)))]
+            found.append([pool[i] for i in best.tolist()])
         return found
 
     def surviving(self, checked: Sequence[Checked]) -> list[Checked]:
