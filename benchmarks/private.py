@@ -31,6 +31,8 @@ from benchmarks.material import TRAINING, accuracy, material, test_rows
 from gradmm.comparison.material import Material
 from gradmm.comparison.methods import METHODS
 from gradmm.comparison.statistics import interval
+from gradmm.data.sources import load_texts
+from gradmm.domain import Domain
 from gradmm.gradients.private_target import PrivateAccumulator, geometry, public_clip
 from gradmm.gradients.private_unigrams import PrivateUnigrams, public_words_clip, released_unigrams
 from gradmm.gradients.target import ReleasedTarget
@@ -38,7 +40,7 @@ from gradmm.gradients.unigrams import TokenShares
 from gradmm.measures import measure
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.privacy.mechanism import SystemNoise
-from gradmm.privacy.planning import expected_snr, make_plan, shares_of
+from gradmm.privacy.planning import TARGET, expected_snr, make_plan, shares_of
 from gradmm.private_run import with_bias
 from gradmm.private_settings import MAPS
 
@@ -66,6 +68,8 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=10, help="candidates for every text")
     parser.add_argument("--evaluations", type=int, default=20, help="of refinement, for every text")
     parser.add_argument("--unigram-step", type=float, default=0.7, help="0 releases no shares of words")
+    parser.add_argument("--reader", choices=("target", "model"), default="target", help="of labels")
+    parser.add_argument("--read", help="a file with public text of the domain, which the writer reads first")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--test-rows", type=int, default=1000, help="of all classes")
     parser.add_argument("--all-steps", type=int, default=600, help="updates on all real rows")
@@ -94,10 +98,12 @@ def measured(arguments: argparse.Namespace, seed: int) -> Iterator[dict[str, Any
         "pool": {"texts_per_text": arguments.pool},
         "writer": {"unigram_step": arguments.unigram_step},
         "refinement": {"evaluations": arguments.evaluations},
-        "label_check": {"reader": "model"},  # who has learnt from rows is not private
+        "label_check": {"reader": arguments.reader},
     }
     classes = {"classes": arguments.classes.split(",")} if arguments.classes else {}
     own = material(file, task, settings, seed, arguments.texts, **classes)
+    if arguments.read:
+        own.domain = Domain(own.lm, own.task, own.config, {arguments.read: load_texts(arguments.read)})
     test = test_rows(own, test_file, arguments.test_rows // own.rows.num_classes)
     facts = {"data": task, "classes": own.rows.num_classes, "rows": own.rows.counts(), "seed": seed}
     for name, texts, more in sets(own, arguments):
@@ -181,7 +187,9 @@ class Sums:
         )
         plan, noise = make_plan(privacy, shares_of(privacy, own.config.tilts)), SystemNoise()
         means_CM, _ = copy.deepcopy(self.target).release(plan, counts, noise)
-        classes = [self.sizes.target(mean_M, own.lm.device) for mean_M in means_CM]
+        noise_C = [plan.event(TARGET).noise_multiplier * self.clip / count for count in counts]
+        means = zip(means_CM, noise_C, strict=True)
+        classes = [self.sizes.target(mean_M, own.lm.device, std) for mean_M, std in means]
         if self.words is not None:
             means_CW, std_C = copy.deepcopy(self.words).release(plan, counts, noise)
             classes = [

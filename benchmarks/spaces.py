@@ -130,7 +130,7 @@ def selected(
     """The set per class that the default settings choose from the LM's texts, and the name of its form."""
     search = own.search(own.budget, distance=DistanceConfig(classes=view.classes))
     form = choose_form(search, target, own.lm_texts, folder, own.stage).form
-    checked = search.labels.checked(search.pool(own.lm_texts, [], form))
+    checked = search.labels.by(target).checked(search.pool(own.lm_texts, [], form))
     return chosen(search, target, [one.pool for one in checked], own.budget), form.name
 
 

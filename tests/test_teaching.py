@@ -1,4 +1,4 @@
-"""`gradmm.teaching`, `gradmm.label_check`: who has learnt the classes from rows says what a text's class is."""
+"""`gradmm.teaching`, `gradmm.label_check`: who knows the classes, from rows or by the target, says a text's."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from gradmm.data.presets import get_task
 from gradmm.data.task import BoundTask
 from gradmm.domain import Domain
 from gradmm.errors import ConfigError, NonFiniteError
+from gradmm.gradients.exact_target import compute_target
+from gradmm.gradients.target import ReleasedTarget
+from gradmm.gradients.target_reader import TargetReader
 from gradmm.label_check import LabelCheck
 from gradmm.labelling import LabelCheckConfig, label_log_probs
 from gradmm.pipeline import generate
+from gradmm.public_text import PublicText
 from gradmm.solvers.pool import Candidate
 from gradmm.teaching import Teacher
 from test_pipeline import Interrupting, data_bytes, tiny_data
@@ -59,7 +63,7 @@ def test_the_reader_knows_what_the_rows_say(lm: Any) -> None:
     for label, own in enumerate(TEXTS):
         log_probs_NC = label_log_probs(check.reader, task, task.texts_ids(own))
         assert log_probs_NC.argmax(1).tolist() == [label] * len(own)
-    assert check.is_taught
+    assert check.knows_classes
 
 
 def test_who_learns_leaves_the_model_as_it_is(lm: Any) -> None:
@@ -91,7 +95,7 @@ def test_the_reader_learns_from_where_the_writer_stands(lm: Any) -> None:
 def test_without_a_teacher_the_lm_is_asked_and_not_trusted_to_relabel(lm: Any) -> None:
     runner = BlockRunner(lm, BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length), config(label_check=TAUGHT))
     check = LabelCheck(runner)
-    assert check.reader is lm and not check.is_taught
+    assert check.reader is lm and not check.knows_classes
     checked = check.checked(pools(*TEXTS))
     assert [[one.text for one in own.pool] for own in checked] == [sorted(own) for own in TEXTS]
 
@@ -216,8 +220,17 @@ PRIVATE = {
 }
 
 
-def test_a_private_run_asks_the_model_as_it_is() -> None:
-    assert GenerateConfig.model_validate(PRIVATE).label_check.reader == "model"
+def test_a_private_run_asks_the_target_where_it_says_anything() -> None:
+    assert GenerateConfig.model_validate(PRIVATE).label_check.reader == "target"
+    one, silent = {"writer": {"rounds": 1}}, {"space": {"maps": ("verbaliser",)}}
+    assert GenerateConfig.model_validate(PRIVATE | one).label_check.reader == "target", "by hidden states"
+    assert GenerateConfig.model_validate(PRIVATE | silent).label_check.reader == "target", "by words"
+    assert GenerateConfig.model_validate(PRIVATE | one | silent).label_check.reader == "model"
+    with pytest.raises(ValidationError, match="unigram_step"):
+        GenerateConfig.model_validate(PRIVATE | {"writer": {"unigram_step": "x"}, **silent})
+    assert (
+        GenerateConfig.model_validate(PRIVATE | {"label_check": {"reader": "model"}}).label_check.reader == "model"
+    )
     assert GenerateConfig.model_validate({}).label_check.reader == "rows"
 
 
@@ -226,5 +239,62 @@ def test_a_private_run_lets_nobody_learn_from_rows() -> None:
         GenerateConfig.model_validate(PRIVATE | {"label_check": {"reader": "rows"}})
     assert (
         "label_check.reader is 'rows', which learns from real rows what class a text is of; leave it out with "
-        "privacy, or take label_check.reader: model"
+        "privacy, or take label_check.reader: target (what is released of the classes says it) or model"
     ) in str(caught.value)
+
+
+# ---- who reads by the target
+
+
+def target_of(lm: Any, task: BoundTask, settings: GenerateConfig, rows: list[list[str]] = TEXTS) -> ReleasedTarget:
+    runner = BlockRunner(lm, task, settings)
+    space = PublicText(runner).fit_space(rows)
+    return compute_target(lm, task, [[own] for own in rows], space=space).centred()
+
+
+def test_the_target_says_which_text_is_of_which_class(lm: Any) -> None:
+    """What it says is `TargetReader`'s evidence; a text of another class goes there."""
+    settings = config(label_check={"reader": "target"}, space={"maps": ("whitened",)})
+    task = BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length)
+    target = target_of(lm, task, settings)
+    check = LabelCheck(BlockRunner(lm, task, settings)).by(target)
+    reader = TargetReader(lm, task, target, reads_states=True)
+    texts = [text for own in TEXTS for text in own]
+    evidence_NC = reader.evidence(task.texts_ids(texts))
+    says, scores_NC = dict(zip(texts, evidence_NC.argmax(1).tolist(), strict=True)), evidence_NC.softmax(1).float()
+    found = check.checked(pools(*TEXTS[::-1]))
+    assert sum(own.relabelled_in for own in found) > 4
+    for label, own in enumerate(found):
+        assert {says[candidate.text] for candidate in own.pool} == {label}
+        own_N = torch.stack([scores_NC[texts.index(candidate.text), label] for candidate in own.pool])
+        torch.testing.assert_close(own.score_N, own_N)
+    assert all(check.carries(says[text], text) and not check.carries(1 - says[text], text) for text in texts)
+
+
+def test_who_reads_by_the_target_has_to_be_given_one(lm: Any) -> None:
+    settings = config(label_check={"reader": "target"}, space={"maps": ("whitened",)})
+    task = BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length)
+    check = LabelCheck(BlockRunner(lm, task, settings))
+    with pytest.raises(AssertionError, match="by which target"):
+        check.checked(pools(*TEXTS))
+    target = target_of(lm, task, settings)
+    assert check.by(target) is check.by(target), "reads it once"
+    assert check.by(target) is not check.by(target_of(lm, task, settings, TEXTS[::-1]))
+    other = LabelCheck(BlockRunner(lm, task, config(label_check={"reader": "model"})))
+    assert other.by(target) is other, "who does not read it"
+
+
+SILENT = {"label_check": {"reader": "target"}, "writer": {"rounds": 1}}
+
+
+@pytest.mark.parametrize("space", [{"maps": ()}, {"centred": False}, {"maps": ("sketch",)}])
+def test_a_target_that_says_nothing_of_the_classes_is_refused(space: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        GenerateConfig.model_validate(SILENT | {"space": space})
+    assert (
+        "label_check.reader is 'target', and this target says nothing by which a text's class could be read: that "
+        "takes words (writer.unigram_step above 0, writer.rounds of 2 or more) or a centred space with 'whitened' "
+        "in space.maps; else take label_check.reader: model"
+    ) in str(caught.value)
+    GenerateConfig.model_validate(SILENT | {"space": space, "writer": {"rounds": 2}})
+    GenerateConfig.model_validate(SILENT | {"space": space, "solver": "admm"})

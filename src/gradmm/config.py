@@ -155,6 +155,17 @@ class GenerateConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _tells_classes(self) -> GenerateConfig:
+        searches = self.solver != "admm"
+        if self.label_check.reader == "target" and searches and not (self.tilts or self.space.tells_states):
+            raise ValueError(
+                "label_check.reader is 'target', and this target says nothing by which a text's class could be "
+                "read: that takes words (writer.unigram_step above 0, writer.rounds of 2 or more) or a centred "
+                "space with 'whitened' in space.maps; else take label_check.reader: model"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _balanced(self) -> GenerateConfig:
         if isinstance(self.texts_per_class, dict) and self.class_balance == "proportional":
             raise ValueError(
@@ -171,7 +182,7 @@ class GenerateConfig(BaseModel):
     @property
     def tilts(self) -> bool:
         """Whether the writer follows the words of the real rows."""
-        return self.solver != "admm" and self.writer.rounds > 1 and self.writer.unigram_step > 0
+        return self.solver != "admm" and self.writer.follows_words
 
     def batch_size(self, device: torch.device) -> int:
         """Texts that go through a model on this device at once."""

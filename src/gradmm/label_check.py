@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from gradmm.blocks import BlockRunner
+from gradmm.gradients.target import ReleasedTarget
+from gradmm.gradients.target_reader import TargetReader
 from gradmm.labelling import Reader, calibrated, label_log_probs
 from gradmm.solvers.pool import Candidate
 from gradmm.solvers.relabelling import Checked, relabel, survivors
@@ -23,20 +25,34 @@ class LabelCheck:
 
     Args:
         runner: the run's model, task, settings and numbers of texts.
-        teacher: of the reader; None, and `label_check.reader: model`, take the LM as it is.
+        teacher: of the reader, for `label_check.reader: rows`; None takes the LM as it is.
+        told: who reads by a target; see `by`.
     """
 
-    def __init__(self, runner: BlockRunner, teacher: Teacher | None = None) -> None:
+    def __init__(
+        self, runner: BlockRunner, teacher: Teacher | None = None, told: TargetReader | None = None
+    ) -> None:
         self._runner, self._config, self._lm, self._task = runner, runner.config, runner.lm, runner.task
         asked = self._config.label_check
-        self._teacher = teacher if asked.knows_rows else None
+        self._teacher, self._told = teacher if asked.reader == "rows" else None, told
         # Who has not learnt the classes from rows is not trusted as one who has.
-        self._settings = asked if self._teacher else asked.model_copy(update={"reader": "model"})
+        untaught = asked.reader == "rows" and self._teacher is None
+        self._settings = asked.model_copy(update={"reader": "model"}) if untaught else asked
+        self._by: tuple[ReleasedTarget, LabelCheck] | None = None
+
+    def by(self, target: ReleasedTarget) -> LabelCheck:
+        """Who looks where there is a target: with `label_check.reader: target` by what it says, else as ever."""
+        if self._settings.reader != "target":
+            return self
+        if self._by is None or self._by[0] is not target:
+            told = TargetReader(self._lm, self._task, target, self._config.space.tells_states)
+            self._by = target, LabelCheck(self._runner, told=told)
+        return self._by[1]
 
     @property
-    def is_taught(self) -> bool:
-        """Whether the reader has learnt from real rows."""
-        return self._teacher is not None
+    def knows_classes(self) -> bool:
+        """Whether the reader knows the classes by more than their names: from rows, or by the target."""
+        return self._settings.knows_classes
 
     @property
     def reader(self) -> Reader:
@@ -45,7 +61,7 @@ class LabelCheck:
 
     def own(self, pools: Sequence[Sequence[Candidate]]) -> list[Tensor]:
         """Calibrated probability of every candidate's own label, per class (N), to the LM as it is."""
-        return [own_NC[:, label] for label, own_NC in enumerate(self._scores(pools, self._lm, True))]
+        return [own_NC[:, label] for label, own_NC in enumerate(self._fair_scores(pools))]
 
     def choosable(self, pools: Sequence[Sequence[Candidate]]) -> list[Checked]:
         """`checked` for a choice on the way: where labels have no say in it, all scores are 1, at no cost."""
@@ -55,7 +71,7 @@ class LabelCheck:
 
     def checked(self, pools: Sequence[Sequence[Candidate]]) -> list[Checked]:
         """The candidates with the probability of their label, relabelled first where that is asked for."""
-        scores = self._scores(pools, self.reader, not self.is_taught)
+        scores = self._known_scores(pools)
         if self._settings.relabels:
             names, alike = self._task.task.label_names, self._config.pool.near_duplicate
             return relabel(pools, scores, self._runner.counts, names, alike)
@@ -64,11 +80,11 @@ class LabelCheck:
     def surest(self, pools: Sequence[Sequence[Candidate]], share: float) -> list[list[Candidate]]:
         """For every class, a share of the candidates: those that are most probably of it, surest first.
 
-        Who has learnt the classes from rows chooses among all candidates; the LM as it is, which guesses, among
-        those that were written for the class.
+        Who knows the classes chooses among all candidates; the LM as it is, which guesses, among those that were
+        written for the class.
         """
-        scores, classes = self._scores(pools, self.reader, not self.is_taught), len(pools)
-        if self.is_taught:
+        scores, classes = self._known_scores(pools), len(pools)
+        if self.knows_classes:
             share, scores = share / classes, [torch.cat(scores)] * classes
             pools = [[one for own in pools for one in own]] * classes
         found = list[list[Candidate]]()
@@ -85,18 +101,36 @@ class LabelCheck:
             found.append(replace(own, pool=[own.pool[i] for i in kept], score_N=own.score_N[kept]))
         return found
 
-    def _scores(self, pools: Sequence[Sequence[Candidate]], reader: Reader, calibrate: bool) -> list[Tensor]:
-        """Probability of every class for every candidate, per class (N, C).
-
-        The LM as it is prefers some classes whatever it reads; who has learnt them from rows is taken at his word.
-        """
-        ids = [self._task.texts_ids([candidate.text for candidate in pool]) for pool in pools]
-        log_probs_NC = torch.cat([label_log_probs(reader, self._task, own, self._runner.limit) for own in ids])
-        sizes = [len(own) for own in ids]
-        fair_NC = calibrated(log_probs_NC, sizes) if calibrate else log_probs_NC.softmax(1)
-        return list(torch.split(fair_NC, sizes))
-
     def carries(self, label: int, text: str) -> bool:
         """Whether a text that is no candidate is of that class, and surely enough, in the eyes of the reader."""
-        scores_C = label_log_probs(self.reader, self._task, self._task.texts_ids([text]))[0].softmax(0)
+        scores_C = self._known(self._task.texts_ids([text]))[0].softmax(0)
         return float(scores_C[label]) >= max(float(scores_C.max()), self._settings.min_probability)
+
+    def _known_scores(self, pools: Sequence[Sequence[Candidate]]) -> list[Tensor]:
+        """Probability of every class for every candidate, per class (N, C).
+
+        The LM as it is prefers some classes whatever it reads; who knows them is taken at his word.
+        """
+        if not self.knows_classes:
+            return self._fair_scores(pools)
+        ids = self._ids(pools)
+        return [self._known(own).softmax(1).float() for own in ids]
+
+    def _fair_scores(self, pools: Sequence[Sequence[Candidate]]) -> list[Tensor]:
+        """That of the LM as it is, which prefers some classes whatever it reads: calibrated."""
+        ids = self._ids(pools)
+        found_NC = torch.cat([label_log_probs(self._lm, self._task, own, self._runner.limit) for own in ids])
+        sizes = [len(own) for own in ids]
+        return list(torch.split(calibrated(found_NC, sizes), sizes))
+
+    def _known(self, texts_ids: Sequence[Sequence[int]]) -> Tensor:
+        """What speaks for every class (N, C), nats, to who knows them."""
+        limit = self._runner.limit
+        if self._settings.reader == "target":
+            assert self._told is not None, "by which target?"
+            return self._told.evidence(texts_ids, limit)
+        return label_log_probs(self.reader, self._task, texts_ids, limit)
+
+    def _ids(self, pools: Sequence[Sequence[Candidate]]) -> list[list[list[int]]]:
+        """Tokens of every candidate, per class."""
+        return [self._task.texts_ids([candidate.text for candidate in pool]) for pool in pools]

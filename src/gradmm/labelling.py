@@ -27,14 +27,15 @@ class LabelCheckConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    reader: Literal["rows", "model"] = "rows"
-    """Who says how probable a label is. `rows`: the model after a training on real rows. `model`: the model as it
-    is, calibrated; with privacy the only one, and the default."""
+    reader: Literal["rows", "target", "model"] = "rows"
+    """Who says how probable a label is. `rows`: the model after a training on real rows. `target`: what the target
+    knows of the classes, their words and mean hidden states; the default with privacy, which `rows` would break.
+    `model`: the model as it is, calibrated."""
     min_probability: float = Field(0.0, ge=0, le=1)
     """Candidates whose label is less probable are not chosen, as long as enough are left."""
     relabel: bool | None = None
     """A candidate whose most probable class is another one becomes a candidate of that class. None does so where
-    the reader knows rows."""
+    the reader is not the model as it is."""
     max_steps: int = Field(200, ge=1)
     """Updates of the reader's training, of 16 rows each."""
     num_train_epochs: float = Field(10.0, gt=0)
@@ -44,13 +45,18 @@ class LabelCheckConfig(BaseModel):
 
     @property
     def knows_rows(self) -> bool:
-        """Whether real rows have a part in it."""
+        """Whether real rows have a part in it, beside the target."""
         return self.reader == "rows"
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether the reader knows of the classes more than their names."""
+        return self.reader != "model"
 
     @property
     def relabels(self) -> bool:
         """Whether candidates go to the class that is most probable."""
-        return self.knows_rows if self.relabel is None else self.relabel
+        return self.knows_classes if self.relabel is None else self.relabel
 
     def steps(self, rows: int) -> int:
         """Updates, for so many rows."""

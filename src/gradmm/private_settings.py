@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from gradmm.data.rows import DataConfig
 from gradmm.errors import ConfigError
@@ -59,8 +59,18 @@ def with_private_defaults(given: Any) -> Any:
     maps = MAPS["vocabulary" if loss == "vocabulary" else "verbalisers"]
     small = _with_default(SpaceConfig, space, "maps", maps)
     alone = _with_default(ShrinkageConfig, given.get("shrinkage"), "weight", 0.0)
-    reader = _with_default(LabelCheckConfig, given.get("label_check"), "reader", "model")
+    who = "target" if _tells_classes(small, given.get("writer")) else "model"
+    reader = _with_default(LabelCheckConfig, given.get("label_check"), "reader", who)
     return {"references": LM_ALONE, **given, "space": small, "shrinkage": alone, "label_check": reader}
+
+
+def _tells_classes(space: Any, writer: Any) -> bool:
+    """Whether a target says anything by which a text's class can be read. What is no setting is told elsewhere."""
+    try:
+        states = SpaceConfig.model_validate(space).tells_states
+        return states or WriterConfig.model_validate(writer or {}).follows_words
+    except ValidationError:
+        return True
 
 
 def _with_default(group: type[BaseModel], given: Any, name: str, default: Any) -> Any:
@@ -106,7 +116,7 @@ def refuse_leaks(settings: Settings) -> None:
     if settings.label_check.knows_rows:
         raise ConfigError(
             "label_check.reader is 'rows', which learns from real rows what class a text is of; leave it out with "
-            "privacy, or take label_check.reader: model"
+            "privacy, or take label_check.reader: target (what is released of the classes says it) or model"
         )
     for name, files in (("pool.files", settings.pool.files), ("writer.files", settings.writer.files)):
         if files and not privacy.files_are_public:

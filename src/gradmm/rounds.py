@@ -140,7 +140,7 @@ class _Round:
         """
         search, target, found = self.search, self.target.whole or self.target, list[list[str]]()
         pools = search.pool(self.lm_texts, self.sources, self.form, fewest=1)
-        for label, checked in enumerate(search.labels.choosable(pools)):
+        for label, checked in enumerate(search.labels.by(self.target).choosable(pools)):
             count = max(_FEWEST, min(_MOST, round(search.config.writer.share * len(checked.pool))))
             seen = search.look_at([label], [checked.pool], [checked.score_N], target.space)
             chosen = search.select(seen, target, [min(count, len(checked.pool))])

@@ -185,6 +185,11 @@ class Search:
         # Once more where the form changed it: it may have more tokens now, and end in a full stop where it is cut.
         return kept if kept is None or formed == kept else self.fitted(formed, form)
 
+    def checked(self, target: ReleasedTarget, pools: Sequence[Sequence[Candidate]]) -> list[Checked]:
+        """The candidates that the set is chosen from: those that carry their label, after the label check."""
+        labels = self.labels.by(target)
+        return labels.surviving(labels.checked(pools))
+
     # ---- the set
 
     def run(
@@ -201,7 +206,7 @@ class Search:
             name = f"set-{group[0]:06d}"
             kept = folder.load_state(name)
             if kept is None:
-                checked = checked or self.labels.surviving(self.labels.checked(pools))
+                checked = checked or self.checked(target, pools)
                 kept = {}, self._make(target, group, [checked[label] for label in group], form, folder, stage)
                 folder.save_state(name, *kept)
             stage.advance(sum(self.runner.counts[label] for label in group))
@@ -323,7 +328,7 @@ class Search:
         stage: Stage,
     ) -> RefinementState:
         """Changes tokens of a group's texts, given per class, for a target; goes on from a checkpoint."""
-        config, runner = self.config, self.runner
+        config, runner, labels = self.config, self.runner, self.labels.by(target)
         counts = [len(own) for own in texts]
         refiner = Refiner(
             self.lm,
@@ -339,7 +344,7 @@ class Search:
             nll_free,
             form,
             config.pool.max_repeats,
-            self.labels.carries if self.labels.is_taught else None,
+            labels.carries if labels.knows_classes else None,
         )
         name = f"refined-{group[0]:06d}"
         kept = folder.load_state(name)

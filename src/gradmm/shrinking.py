@@ -86,14 +86,14 @@ def shift_target(
     """
     kept = folder.load_state("prior-texts")
     if kept is None:
-        kept = {}, {"texts": _surest(search, lm_texts)}
+        kept = {}, {"texts": _surest(search, target, lm_texts)}
         folder.save_state("prior-texts", *kept)
     texts = [[own] for own in kept[1]["texts"]]
     prior = compute_target(search.lm, search.task, texts, limit=search.runner.limit, space=target.space)
     return shrunk(target, prior, shift.weight)
 
 
-def _surest(search: Search, lm_texts: Sequence[Sequence[str]]) -> list[list[str]]:
+def _surest(search: Search, target: ReleasedTarget, lm_texts: Sequence[Sequence[str]]) -> list[list[str]]:
     """Per class, a share of the LM's texts: those that are most probably of it."""
     pools, share = search.pool(lm_texts, [], fewest=1), search.config.shrinkage.share
-    return [[candidate.text for candidate in own] for own in search.labels.surest(pools, share)]
+    return [[candidate.text for candidate in own] for own in search.labels.by(target).surest(pools, share)]

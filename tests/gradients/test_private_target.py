@@ -26,7 +26,7 @@ from gradmm.gradients.private_target import (
     public_signal,
 )
 from gradmm.gradients.spaces import IDENTITY, LinearMap, SpaceConfig, fit_space
-from gradmm.gradients.unigrams import TokenShares
+from gradmm.gradients.unigrams import FLOOR, TokenShares
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.privacy.ledger import LEDGER, Ledger
 from gradmm.privacy.mechanism import FixedNoise, SystemNoise, clipped, quantum_of
@@ -197,6 +197,8 @@ def test_the_noise_is_that_of_the_plan(tiny_lm, tiny_task, tmp_path):
     noise = torch.cat([joined(a) - joined(b) for a, b in zip(found.classes, clean.classes, strict=True)]) * count
     assert float(noise.std()) == pytest.approx(std, rel=6 / math.sqrt(2 * len(noise)))
     assert len(noise) == 3 * geometry(lm, space, True).dimension
+    told = [own.noise_std * count for own in (*found.classes, *found.centred().classes)]
+    assert told == pytest.approx([std] * 6), "and it is known to who reads the target"
 
 
 def test_counts_are_public_or_released_on_their_own(tiny_lm, tiny_task, tmp_path):
@@ -331,6 +333,7 @@ def test_words_are_released_beside_it_once(tiny_lm, tiny_task, tmp_path):
     for own, other in zip(found.classes, again.classes, strict=True):
         assert torch.equal(own.unigrams.share_V, other.unigrams.share_V)
         assert own.unigrams.floor == other.unigrams.floor > 2e-4
+        assert own.unigrams.noise_std == other.unigrams.noise_std == own.unigrams.floor - FLOOR
     assert len(verify(tmp_path).spends) == 2
 
 

@@ -361,6 +361,7 @@ def test_hostile_templates_are_text(tmp_path: Path, text: str) -> None:
     [
         ("rows", "search", "a text *has for a copy of the model that was trained on the real rows*"),
         ("rows", "admm", "a text was *written for*"),  # which asks nobody
+        ("target", "search", "a text *has by what the target knows of the classes' words and mean hidden states*"),
         ("model", "search", "a text was *written for*"),
         (None, "search", "a text was *written for*"),  # a run of before
     ],

@@ -228,7 +228,7 @@ class Material:
             form = choose_form(search, target, self.lm_texts, folder, self.stage).form
             written = write_rounds(search, target, self.lm_texts, [], form, folder, self.stage)
             pools = search.pool(self.lm_texts, [(WRITER, written)], form)
-            checked = search.labels.surviving(search.labels.checked(pools))
+            checked = search.checked(target, pools)
             self._pools[kind], self._forms[kind] = [own.pool for own in checked], form
             self._scores[kind] = [own.score_N for own in checked]
         return self._pools[kind]

@@ -37,6 +37,9 @@ class Loss(Protocol):
     def size(self, head: Head) -> int:
         """V: tokens that it looks at."""
 
+    def index(self, token: int) -> int:
+        """Where one of them stands among them."""
+
 
 @dataclass(frozen=True)
 class VocabularyLoss:
@@ -49,6 +52,10 @@ class VocabularyLoss:
     def size(self, head: Head) -> int:
         """The vocabulary."""
         return len(head.weight_VD)
+
+    def index(self, token: int) -> int:
+        """Itself."""
+        return token
 
 
 VOCABULARY = VocabularyLoss()
@@ -96,6 +103,10 @@ class VerbaliserLoss:
     def size(self, head: Head) -> int:
         """M."""
         return len(self.tokens_M)
+
+    def index(self, token: int) -> int:
+        """Among `tokens_M`."""
+        return self.tokens_M.tolist().index(token)
 
     def calibrated(self, task: BoundTask, logits: Sequence[Tensor]) -> VerbaliserLoss:
         """The loss with the bias that makes every class as probable as every other.

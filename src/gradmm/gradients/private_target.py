@@ -77,12 +77,13 @@ class Geometry:
         parts = [weight_1VD.flatten(), *([bias_1V.flatten()] if self.with_bias else [])]
         return torch.cat(parts)
 
-    def target(self, mean_M: Tensor, device: torch.device) -> ClassTarget:
-        """The inverse of `flat` for one mean, as float32; a bias that is no part of it is 0."""
+    def target(self, mean_M: Tensor, device: torch.device, noise_std: float = 0.0) -> ClassTarget:
+        """The inverse of `flat` for one mean, as float32, with noise on it; a bias that is no part of it is 0."""
         size = self.rows * self.columns
         bias_V = mean_M[size:] if self.with_bias else mean_M.new_zeros(self.rows)
         weight_VD = mean_M[:size].view(self.rows, self.columns)
-        return ClassTarget(None, (weight_VD.float().to(device), bias_V.float().to(device)))
+        dense = weight_VD.float().to(device), bias_V.float().to(device)
+        return ClassTarget(None, dense, noise_std=noise_std)
 
 
 def planned_geometry(lm: LanguageModel, task: BoundTask, config: SpaceConfig, with_bias: bool) -> Geometry:
@@ -318,7 +319,11 @@ def private_target(
         lambda sums: _drawn(sums, plan, divisors, noise),
         lambda drawn: shelf.save_state(STATE, drawn, {}),
     )
-    targets = [sizes.target(mean_M, lm.device) for mean_M in kept["means"].cpu()]
+    noise_sum = plan.event(TARGET).noise_multiplier * clip
+    targets = [
+        sizes.target(mean_M, lm.device, noise_sum / count)
+        for mean_M, count in zip(kept["means"].cpu(), kept["counts"].tolist(), strict=True)
+    ]
     if words_clip is not None:
         own = zip(targets, kept["words"].cpu(), kept["words_std"].tolist(), strict=True)
         targets = [

@@ -79,4 +79,4 @@ def released_unigrams(shares: TokenShares, mean_W: Tensor, std: float, clip: flo
     """
     share_V = torch.zeros(shares.vocab_size, dtype=torch.float64)
     share_V[shares.words_V] = mean_W.clamp_min(0)
-    return Unigrams(share_V, FLOOR + std, clip)
+    return Unigrams(share_V, FLOOR + std, clip, std)

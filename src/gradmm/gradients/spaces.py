@@ -36,6 +36,7 @@ from torch import Tensor
 from gradmm.data.task import Batch
 from gradmm.gradients.factors import Factors, label_factors
 from gradmm.gradients.losses import VOCABULARY, Loss, VerbaliserLoss
+from gradmm.heads import Head
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 
@@ -102,6 +103,11 @@ class SpaceConfig(BaseModel):
         """Whether there is nothing to fit or to draw: the head's whole gradient over the vocabulary."""
         return not self.maps and not self.needs_public
 
+    @property
+    def tells_states(self) -> bool:
+        """Whether a target says of every class how far its mean hidden state is from that of another."""
+        return "whitened" in self.maps and self.centred
+
     def public_count(self, num_classes: int) -> int:
         """Public texts of every class that are looked at."""
         return max(1, min(self.public_texts, _MOST // num_classes))
@@ -122,15 +128,19 @@ class LinearMap:
 
     def __call__(self, r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Maps factors (..., V) and (..., D)."""
+        return self.map_r(r), self.map_h(h)
+
+    def map_r(self, r: Tensor) -> Tensor:
+        """Maps r (..., V)."""
         if self.r_rows_M is not None:
             r = r[..., self.r_rows_M]
-        if self.r_MV is not None:
-            r = r @ self.r_MV.T
+        return r if self.r_MV is None else r @ self.r_MV.T
+
+    def map_h(self, h: Tensor) -> Tensor:
+        """Maps h (..., D)."""
         if self.h_shift_D is not None:
             h = h - self.h_shift_D
-        if self.h_PD is not None:
-            h = h @ self.h_PD.T
-        return r, h
+        return h if self.h_PD is None else h @ self.h_PD.T
 
 
 class Space:
@@ -153,6 +163,20 @@ class Space:
     ) -> Factors:
         """`label_factors` of the space's loss, as the space sees them."""
         return self(label_factors(lm, batch, embeds_NSE, texts_per_set, limit, self.loss))
+
+    def map_h(self, h: Tensor) -> Tensor:
+        """Hidden states (..., D) as the space sees them."""
+        for one in self.maps:
+            h = one.map_h(h)
+        return h
+
+    def token(self, token: int, head: Head) -> Tensor:
+        """The r that is 1 for one token and 0 for all others, as the space sees it (M)."""
+        r_V = torch.zeros(self.loss.size(head), device=head.weight_VD.device)
+        r_V[self.loss.index(token)] = 1
+        for one in self.maps:
+            r_V = one.map_r(r_V)
+        return r_V
 
     def __call__(self, factors: Factors) -> Factors:
         """The factors as the space sees them; gradients flow through."""

@@ -25,6 +25,8 @@ class ClassTarget:
     """How often each token stands in the rows, where that is released too."""
     spread: Spread | None = None
     """How much the rows' gradients differ; None where that is not released."""
+    noise_std: float = 0.0
+    """Standard deviation of the noise on every number of the gradient; 0 of an exact one."""
 
     def inner(self, sets: Factors) -> Inner:
         """<G_k, target> for every set."""

@@ -37,6 +37,8 @@ class Unigrams:
     """Shares well below it are not told apart: of how few tokens they were counted, or their noise, decides."""
     clip: float | None = None
     """Only words were counted, and no text's shares of them had a larger L2 norm; None where all tokens were."""
+    noise_std: float = 0.0
+    """Standard deviation of the noise on every share; 0 of exact ones."""
 
     def tensors(self) -> dict[str, Tensor]:
         """For the run folder; `from_tensors` reads it back."""

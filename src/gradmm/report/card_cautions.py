@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradmm.privacy.config import MEANINGS, UNIT
-from gradmm.report.aim import knows_rows
+from gradmm.report.aim import reader_of
 from gradmm.report.card_sections import Lines, table
 from gradmm.report.metadata import data_name, keeps_promise
 from gradmm.report.names import code, public_name
@@ -11,6 +11,11 @@ from gradmm.report.numbers import at_most, significant
 from gradmm.report.read import LEDGER, Texts
 
 _MEANINGS = {str(name): meaning for name, meaning in MEANINGS.items()}
+_WHO_LABELS = {
+    "rows": "a text *has for a copy of the model that was trained on the real rows*",
+    "target": "a text *has by what the target knows of the classes' words and mean hidden states*",
+    "model": "a text was *written for*",
+}
 _NOT_PRIVATE = (
     "**This data set is not private.** The real rows were used without noise to steer the words of these texts, "
     "to choose them and to change them, so texts may repeat real ones in part, and whoever has the texts may "
@@ -54,9 +59,7 @@ def limits(run: Texts) -> Lines:
 
 
 def _who_labels(run: Texts) -> str:
-    if run.config["solver"] != "admm" and knows_rows(run.config):
-        return "a text *has for a copy of the model that was trained on the real rows*"
-    return "a text was *written for*"
+    return _WHO_LABELS[reader_of(run.config)]
 
 
 def _promise(run: Texts) -> Lines:

@@ -8,7 +8,7 @@ from typing import Any
 
 from gradmm.privacy.words import promise_line
 from gradmm.report import drawings, words
-from gradmm.report.aim import aimed_at, knows_rows
+from gradmm.report.aim import aimed_at, reader_of
 from gradmm.report.numbers import distance, duration, fixed, percent, significant
 from gradmm.report.page import (
     Beside,
@@ -31,6 +31,11 @@ from gradmm.report.read import Texts
 from gradmm.report.repeat import command, repeat_texts
 
 _SETTINGS = ("model", "data", "task", "distance", "space", "template")  # without which distances are not alike
+_READERS = {
+    "rows": "a copy of the model that has learnt the classes from real rows",
+    "target": "what the target knows of the classes' words and mean hidden states",
+    "model": "the model",
+}
 
 
 def texts_chapter(run: Texts, most_letters: int) -> Chapter:
@@ -166,10 +171,9 @@ def _selection(run: Texts) -> Section | None:
     every = run.metrics.get("search") or []
     if not every:
         return None
-    learnt = "a copy of the model that has learnt the classes from real rows"
     note = (
         "Candidates are the class's pool, without doubles and banned texts. They carry their label where "
-        f"{learnt if knows_rows(run.config) else 'the model'} "
+        f"{_READERS[reader_of(run.config)]} "
         "finds their class more probable than by chance. After greedy choice, selected and refined are "
         "values of the objective that was minimised, of all classes that are matched together: lower is better."
     )

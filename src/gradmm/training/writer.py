@@ -60,6 +60,11 @@ class WriterConfig(BaseModel):
     lora: LoraSettings | None = None
     """Adapters instead of all weights, for models that barely fit."""
 
+    @property
+    def follows_words(self) -> bool:
+        """Whether the writer follows the words of the real rows, whose shares are released for that."""
+        return self.rounds > 1 and self.unigram_step > 0
+
 
 def tune_writer(
     lm: LanguageModel,

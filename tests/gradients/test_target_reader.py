@@ -1,0 +1,267 @@
+"""`gradmm.gradients.target_reader`: what a target says of a text's class, against counting and reading by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import log
+from typing import Any
+
+import pytest
+import torch
+
+from gradmm.data.task import BoundTask
+from gradmm.data.vocabulary import bare_starts, token_strings
+from gradmm.gradients.exact_target import compute_target
+from gradmm.gradients.factors import label_factors
+from gradmm.gradients.losses import VOCABULARY, VerbaliserLoss
+from gradmm.gradients.spaces import IDENTITY, Space, SpaceConfig, fit_space
+from gradmm.gradients.target import ClassTarget, ReleasedTarget
+from gradmm.gradients.target_reader import TargetReader
+from gradmm.gradients.unigrams import FLOOR, UnigramCounter, Unigrams
+from gradmm.memory import BatchLimit
+from gradmm.models import LanguageModel
+
+MIXED = (" bad", " happy", " surprised")
+"""Verbalisers of one and of several tokens."""
+SINGLE = (" bad", " feel", " great")
+SPLIT = [
+    ["The film is bad, bad and dull", "A dull story", "It was a bad end"],
+    ["It makes me happy", "A happy end, a fine film", "I feel happy"],
+    ["The end is great", "A great film and a great story", "It was great"],
+]
+MAPS = [("whitened",), ("verbaliser", "whitened"), ("verbaliser", "contrasts", "whitened")]
+BOTH = [("verbalisers", maps) for maps in MAPS] + [("vocabulary", maps) for maps in MAPS[:2]]
+
+
+@pytest.fixture
+def lm(tiny_lm: Any) -> LanguageModel:
+    return tiny_lm("gpt2")
+
+
+@pytest.fixture
+def task(lm: LanguageModel, tiny_task: Any) -> BoundTask:
+    return tiny_task(lm, MIXED)
+
+
+def ids_of(task: BoundTask) -> list[list[int]]:
+    return [ids for own in SPLIT for ids in task.texts_ids(own)]
+
+
+def space_of(lm: LanguageModel, task: BoundTask, loss_name: str, maps: Any) -> Space:
+    loss = VOCABULARY if loss_name == "vocabulary" else VerbaliserLoss.of(task)
+    batch = task.collate(ids_of(task), [0, 1, 2] * 3)
+    public = label_factors(lm, batch, batch.embed(lm.embeddings_VE), 1, loss=loss)
+    labels = [token for ids in task.label_ids for token in ids]
+    labels = labels if loss is VOCABULARY else list(range(loss.size(lm.head)))
+    return fit_space(SpaceConfig(maps=maps, rank=20), public, labels, torch.Generator().manual_seed(0), loss)
+
+
+def states_slowly(lm: LanguageModel, task: BoundTask, space: Space, text: str) -> torch.Tensor:
+    """What the label's first token is read from, of one text, mapped as a factor is."""
+    batch = task.collate([task.text_ids(text)], [0])
+    factors = label_factors(lm, batch, batch.embed(lm.embeddings_VE), 1, loss=space.loss)
+    return space(factors).h_KJD[0, 0].double()
+
+
+def with_words(target: ReleasedTarget, words: list[Unigrams]) -> ReleasedTarget:
+    return replace(
+        target,
+        classes=tuple(replace(own, unigrams=some) for own, some in zip(target.classes, words, strict=True)),
+    )
+
+
+def counted(lm: LanguageModel, task: BoundTask) -> list[Unigrams]:
+    found = []
+    for own in SPLIT:
+        counter = UnigramCounter(task, len(lm.embeddings_VE))
+        counter.add(task.texts_ids(own))
+        found.append(counter.mean(fewest_rows=1))
+    return found
+
+
+def silent(task: BoundTask, size: int = 1) -> ReleasedTarget:
+    """A target that says nothing by its gradients."""
+    none = ClassTarget(None, (torch.zeros(size, size), torch.zeros(size)))
+    return ReleasedTarget((none,) * len(task.label_ids))
+
+
+def apart(evidence_NC: torch.Tensor) -> torch.Tensor:
+    """What a text's own number is taken off."""
+    return evidence_NC - evidence_NC.mean(1, keepdim=True)
+
+
+# ---- hidden states
+
+
+@pytest.mark.parametrize(("loss", "maps"), BOTH)
+def test_a_class_of_one_row_has_its_hidden_state(lm: LanguageModel, tiny_task: Any, loss: str, maps: Any) -> None:
+    """So every class is read by the squared distance from its row's state.
+
+    Over the whole vocabulary later tokens of a verbaliser have a part in it; here they have one each.
+    """
+    task = tiny_task(lm, MIXED if loss == "verbalisers" else SINGLE)
+    space, rows = space_of(lm, task, loss, maps), [own[0] for own in SPLIT]
+    target = compute_target(lm, task, [[[row]] for row in rows], space=space)
+    found_NC = TargetReader(lm, task, target, reads_states=True).evidence(ids_of(task))
+    means = [states_slowly(lm, task, space, row) for row in rows]
+    for text, own_C in zip([text for own in SPLIT for text in own], found_NC, strict=True):
+        h_D = states_slowly(lm, task, space, text)
+        expected_C = torch.stack([(h_D.square().sum() - (h_D - mean_D).square().sum()) / 2 for mean_D in means])
+        torch.testing.assert_close(own_C, expected_C, rtol=2e-3, atol=2e-3)
+
+
+def means_slowly(lm: LanguageModel, task: BoundTask, space: Space) -> torch.Tensor:
+    """Of every class's rows, the hidden state weighted by how wrong the model is about the row (C, D)."""
+    means = []
+    for label, own in enumerate(SPLIT):
+        token, weights = space.loss.index(task.label_ids[label][0]), []
+        for text in own:
+            batch = task.collate([task.text_ids(text)], [label])
+            factors = label_factors(lm, batch, batch.embed(lm.embeddings_VE), 1, loss=space.loss)
+            weights.append(float(factors.r_KJV[0, 0, token]))
+        states = [states_slowly(lm, task, space, text) for text in own]
+        means.append(sum(w * h for w, h in zip(weights, states, strict=True)) / sum(weights))
+    return torch.stack(means)
+
+
+def discriminant_slowly(lm: LanguageModel, task: BoundTask, space: Space, mean_CD: torch.Tensor) -> torch.Tensor:
+    h_ND = torch.stack([states_slowly(lm, task, space, text) for own in SPLIT for text in own])
+    return torch.stack([h_ND @ mean_D - mean_D @ mean_D / 2 for mean_D in mean_CD], 1)
+
+
+def test_a_class_of_several_rows_has_their_mean_weighted_by_how_wrong_the_model_is(
+    lm: LanguageModel, task: BoundTask
+) -> None:
+    space = space_of(lm, task, "verbalisers", ("whitened",))
+    target = compute_target(lm, task, [[own] for own in SPLIT], space=space)
+    found_NC = TargetReader(lm, task, target, True).evidence(ids_of(task))
+    expected_NC = discriminant_slowly(lm, task, space, means_slowly(lm, task, space))
+    torch.testing.assert_close(found_NC, expected_NC, rtol=2e-3, atol=2e-3)
+
+
+def test_what_all_classes_have_in_common_says_nothing(lm: LanguageModel, task: BoundTask) -> None:
+    """A centred target is read as it was before."""
+    space = space_of(lm, task, "verbalisers", ("whitened",))
+    target = compute_target(lm, task, [[own] for own in SPLIT], space=space)
+    found, centred = (
+        TargetReader(lm, task, one, True).evidence(ids_of(task)) for one in (target, target.centred())
+    )
+    torch.testing.assert_close(found, centred)
+
+
+@pytest.mark.parametrize("kind", ["gptj", "opt_projected", "mamba"])
+def test_any_architecture_tells_rows_apart(tiny_lm: Any, tiny_task: Any, kind: str) -> None:
+    lm = tiny_lm(kind)
+    task = tiny_task(lm, MIXED)
+    space = space_of(lm, task, "verbalisers", ("verbaliser", "contrasts", "whitened"))
+    target = compute_target(lm, task, [[[own[0]]] for own in SPLIT], space=space)
+    found_NC = TargetReader(lm, task, target, True).evidence(task.texts_ids([own[0] for own in SPLIT]))
+    assert found_NC.argmax(1).tolist() == [0, 1, 2]
+
+
+def test_states_are_drawn_together_as_far_as_noise_decides(lm: LanguageModel, task: BoundTask) -> None:
+    space = space_of(lm, task, "verbalisers", ("whitened",))
+    target = compute_target(lm, task, [[own] for own in SPLIT], space=space)
+
+    def told(noise_std: float) -> torch.Tensor:
+        noisy = tuple(replace(own, noise_std=noise_std) for own in target.classes)
+        return apart(TargetReader(lm, task, replace(target, classes=noisy), True).evidence(ids_of(task)))
+
+    exact_NC = told(0.0)
+    assert exact_NC.abs().max() > 0.1
+    torch.testing.assert_close(told(1e-9), exact_NC)
+    assert told(1e3).abs().max() < 1e-9, "all is noise"
+    sizes = [float(told(std).norm()) for std in (0.0, 1e-3, 1e-2, 0.1)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
+
+
+def test_the_noisiest_class_is_drawn_most(lm: LanguageModel, task: BoundTask) -> None:
+    """James and Stein's factor of every class, by hand; what all have in common is known by the others."""
+    space = space_of(lm, task, "verbalisers", ("whitened",))
+    target = compute_target(lm, task, [[own] for own in SPLIT], space=space)
+    stds = (1e-4, 2e-4, 1e2)
+    noisy = tuple(replace(own, noise_std=std) for own, std in zip(target.classes, stds, strict=True))
+    found_NC = TargetReader(lm, task, replace(target, classes=noisy), True).evidence(ids_of(task))
+    mean_CD, variances = means_slowly(lm, task, space), []
+    for ids, own in zip(task.label_ids, noisy, strict=True):
+        variances.append((own.noise_std / float(space.token(ids[0], lm.head) @ own.bias())) ** 2)
+    precision_C = 1 / torch.tensor(variances, dtype=torch.float64)
+    common_D = precision_C @ mean_CD / precision_C.sum()
+    for label in range(3):
+        noise = mean_CD.shape[1] * (variances[label] - 1 / float(precision_C.sum()))
+        kept = max(0.0, 1 - noise / float((mean_CD[label] - common_D).square().sum()))
+        assert (kept > 0.99) == (label < 2)
+        mean_CD[label] = common_D + kept * (mean_CD[label] - common_D)
+    torch.testing.assert_close(found_NC, discriminant_slowly(lm, task, space, mean_CD), rtol=2e-3, atol=2e-3)
+
+
+# ---- words
+
+
+def test_words_are_read_as_naive_bayes_reads_them(lm: LanguageModel, task: BoundTask) -> None:
+    shares = counted(lm, task)
+    reader = TargetReader(lm, task, with_words(silent(task), shares), reads_states=False)
+    found_NC = reader.evidence(ids_of(task))
+    strings, opens_V = token_strings(task.tokenizer), bare_starts(task.tokenizer, len(lm.embeddings_VE))[1]
+    are_words = [i for i, one in enumerate(strings) if one.startswith(" ") and one.strip().isalpha()]
+    common = {v: sum(float(own.share_V[v]) for own in shares) / 3 for v in are_words}
+    totals = [sum(float(own.share_V[v]) + FLOOR for v in are_words) for own in shares]
+    whole = sum(common[v] + FLOOR for v in are_words)
+    for ids, own_C in zip(ids_of(task), found_NC, strict=True):
+        opened = [int(opens_V[ids[0]]) if task.starts_bare else ids[0], *ids[1:]]
+        assert set(opened) & set(are_words)
+        for label, own in enumerate(shares):
+            expected = sum(
+                log((float(own.share_V[v]) + FLOOR) / totals[label] / (common[v] + FLOOR) * whole)
+                for v in opened
+                if v in common
+            )
+            assert float(own_C[label]) == pytest.approx(expected, abs=1e-9)
+    assert found_NC.argmax(1).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_word_tells_no_more_than_stands_out_of_the_noise(lm: LanguageModel, task: BoundTask) -> None:
+    """A share that differs by less than two standard deviations says nothing; one by more, the rest."""
+    size, noise = len(lm.embeddings_VE), 0.01
+    bad, great = (token_strings(task.tokenizer).index(word) for word in (" bad", " great"))
+
+    def told(differs: float, noise_std: float) -> torch.Tensor:
+        shares = []
+        for label in range(3):
+            share_V = torch.zeros(size, dtype=torch.float64)
+            share_V[great], share_V[bad] = 0.3, 0.2 + (differs if label == 0 else -differs if label == 1 else 0)
+            shares.append(Unigrams(share_V, FLOOR, 0.4, noise_std))
+        return TargetReader(lm, task, with_words(silent(task), shares), False).evidence([[great, bad]])[0]
+
+    left = noise * (1 - 1 / 3) ** 0.5  # of how far a class is from the mean of three
+    assert told(1.9 * left, noise).abs().max() < 1e-12
+    more = told(2.5 * left, noise)
+    assert more[0] > 0 > more[1] and abs(float(more[2])) < 1e-12
+    torch.testing.assert_close(more, told(0.5 * left, 0.0))
+
+
+def test_words_and_states_add_up(lm: LanguageModel, task: BoundTask) -> None:
+    space = space_of(lm, task, "verbalisers", ("whitened",))
+    target = compute_target(lm, task, [[own] for own in SPLIT], space=space)
+    both = with_words(target, counted(lm, task))
+    found, states = (TargetReader(lm, task, one, True).evidence(ids_of(task)) for one in (both, target))
+    words = TargetReader(lm, task, both, False).evidence(ids_of(task))
+    torch.testing.assert_close(found, states + words)
+
+
+# ---- company
+
+
+def test_a_text_is_read_the_same_in_any_company(lm: LanguageModel, task: BoundTask) -> None:
+    space = space_of(lm, task, "verbalisers", ("whitened",))
+    target = with_words(compute_target(lm, task, [[own] for own in SPLIT], space=space), counted(lm, task))
+    reader, ids = TargetReader(lm, task, target, True), ids_of(task)
+    found_NC = reader.evidence(ids, BatchLimit(2))
+    for text, own_C in zip(ids, found_NC, strict=True):
+        torch.testing.assert_close(reader.evidence([text])[0], own_C, rtol=1e-4, atol=1e-4)
+    assert reader.evidence([]).shape == (0, 3)
+
+
+def test_a_target_that_says_nothing_is_not_read(lm: LanguageModel, task: BoundTask) -> None:
+    with pytest.raises(AssertionError, match="says nothing of the classes"):
+        TargetReader(lm, task, replace(silent(task), space=IDENTITY), reads_states=False)
