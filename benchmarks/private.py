@@ -33,6 +33,7 @@ from gradmm.comparison.methods import METHODS
 from gradmm.comparison.statistics import interval
 from gradmm.data.sources import load_texts
 from gradmm.domain import Domain
+from gradmm.gradients.denoising import denoised
 from gradmm.gradients.private_target import PrivateAccumulator, geometry, public_clip
 from gradmm.gradients.private_unigrams import PrivateUnigrams, public_words_clip, released_unigrams
 from gradmm.gradients.target import ReleasedTarget
@@ -198,7 +199,7 @@ class Sums:
             ]
         snr = expected_snr(plan.noise_multiplier, self.sizes.dimension, min(counts))
         target = ReleasedTarget(tuple(classes), own.space)
-        return target.centred() if own.config.space.centred else target, snr
+        return denoised(target.centred() if own.config.space.centred else target), snr
 
 
 def grouped(lines: list[dict[str, Any]]) -> dict[tuple[str, float], dict[str, list[float]]]:

@@ -34,6 +34,7 @@ from gradmm.environment import describe_environment
 from gradmm.forming import choose_form
 from gradmm.found import Found, as_found
 from gradmm.given import draw_rows, fingerprint_of, load_brought, load_domain, load_teacher, settings_of
+from gradmm.gradients.denoising import denoised, drowned
 from gradmm.gradients.exact_target import WINDOW, Unfinished, class_target
 from gradmm.gradients.spaces import IDENTITY, Space
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
@@ -197,9 +198,13 @@ class _Run:
         return Space.from_tensors(_on(kept[0], self.lm.device))
 
     def _aim(self, target: ReleasedTarget, shift: Shift | None, lm_texts: list[list[str]]) -> ReleasedTarget:
-        """What solvers follow: where rows are few, partly what the LM's own texts say."""
+        """What solvers follow: without noise as far as can be told; where rows are few, partly what the LM's own
+        texts say.
+        """
+        for name in drowned(target, self.task.task.label_names):
+            log.warning("class %s: nothing of its mean gradient stands out of the noise", name)
         if shift is None:
-            return target
+            return denoised(target)
         with self._stage("prior", 1, "targets") as stage:
             aim = shift_target(self.search, target, shift, lm_texts, self.folder)
             stage.advance()

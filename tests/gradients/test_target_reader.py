@@ -159,42 +159,6 @@ def test_any_architecture_tells_rows_apart(tiny_lm: Any, tiny_task: Any, kind: s
     assert found_NC.argmax(1).tolist() == [0, 1, 2]
 
 
-def test_states_are_drawn_together_as_far_as_noise_decides(lm: LanguageModel, task: BoundTask) -> None:
-    space = space_of(lm, task, "verbalisers", ("whitened",))
-    target = compute_target(lm, task, [[own] for own in SPLIT], space=space)
-
-    def told(noise_std: float) -> torch.Tensor:
-        noisy = tuple(replace(own, noise_std=noise_std) for own in target.classes)
-        return apart(TargetReader(lm, task, replace(target, classes=noisy), True).evidence(ids_of(task)))
-
-    exact_NC = told(0.0)
-    assert exact_NC.abs().max() > 0.1
-    torch.testing.assert_close(told(1e-9), exact_NC)
-    assert told(1e3).abs().max() < 1e-9, "all is noise"
-    sizes = [float(told(std).norm()) for std in (0.0, 1e-3, 1e-2, 0.1)]
-    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
-
-
-def test_the_noisiest_class_is_drawn_most(lm: LanguageModel, task: BoundTask) -> None:
-    """James and Stein's factor of every class, by hand; what all have in common is known by the others."""
-    space = space_of(lm, task, "verbalisers", ("whitened",))
-    target = compute_target(lm, task, [[own] for own in SPLIT], space=space)
-    stds = (1e-4, 2e-4, 1e2)
-    noisy = tuple(replace(own, noise_std=std) for own, std in zip(target.classes, stds, strict=True))
-    found_NC = TargetReader(lm, task, replace(target, classes=noisy), True).evidence(ids_of(task))
-    mean_CD, variances = means_slowly(lm, task, space), []
-    for ids, own in zip(task.label_ids, noisy, strict=True):
-        variances.append((own.noise_std / float(space.token(ids[0], lm.head) @ own.bias())) ** 2)
-    precision_C = 1 / torch.tensor(variances, dtype=torch.float64)
-    common_D = precision_C @ mean_CD / precision_C.sum()
-    for label in range(3):
-        noise = mean_CD.shape[1] * (variances[label] - 1 / float(precision_C.sum()))
-        kept = max(0.0, 1 - noise / float((mean_CD[label] - common_D).square().sum()))
-        assert (kept > 0.99) == (label < 2)
-        mean_CD[label] = common_D + kept * (mean_CD[label] - common_D)
-    torch.testing.assert_close(found_NC, discriminant_slowly(lm, task, space, mean_CD), rtol=2e-3, atol=2e-3)
-
-
 # ---- words
 
 

@@ -130,6 +130,13 @@ class LinearMap:
         """Maps factors (..., V) and (..., D)."""
         return self.map_r(r), self.map_h(h)
 
+    @property
+    def shifted_back(self) -> LinearMap:
+        """The inverse of a map that only shifts h."""
+        assert self.h_shift_D is not None, "shifts h"
+        assert self.h_PD is self.r_MV is self.r_rows_M is None, "and does nothing else"
+        return LinearMap(h_shift_D=-self.h_shift_D)
+
     def map_r(self, r: Tensor) -> Tensor:
         """Maps r (..., V)."""
         if self.r_rows_M is not None:

@@ -135,13 +135,16 @@ class ReleasedTarget:
         """The targets and their space, with the hidden states' common part taken off: G -> G - grad_b m^T.
 
         m leaves least of all classes' gradients: sum_c G_c^T g_c / sum_c |g_c|^2, with g the gradient of the bias.
-        For two classes that pull alike it is the mean of their mean hidden states. It is computed from the
-        released means alone.
+        For two classes that pull alike it is the mean of their mean hidden states. Where there is noise, classes
+        count by their precision. It is computed from the released means alone.
         """
+        noise = [own.noise_std for own in self.classes]
+        counts = [(min(noise) / std) ** 2 for std in noise] if all(noise) else [1.0] * len(noise)
         bias = [own.bias() for own in self.classes]
-        square = sum(float(bias_V.square().sum()) for bias_V in bias)
+        parts = list(zip(self.classes, bias, counts, strict=True))
+        square = sum(float(bias_V.square().sum()) * count for _, bias_V, count in parts)
         if square == 0:
             return self
-        pulls = [own.transposed(bias_V) for own, bias_V in zip(self.classes, bias, strict=True)]
+        pulls = [own.transposed(bias_V) * count for own, bias_V, count in parts]
         one = LinearMap(h_shift_D=torch.stack(pulls).sum(0) / square)
         return ReleasedTarget(tuple(own.mapped(one) for own in self.classes), self.space.then(one), self)

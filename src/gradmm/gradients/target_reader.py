@@ -10,12 +10,10 @@ reads its label from: a row's gradient is r h^T, and that of the bias r, so with
 
     m_c = G_c^T u / (u . grad_b)
 
-is the mean of the rows' h, weighted by how wrong the model is about each. Where noise lies on a release, what a
-class has beyond what all have in common is taken for no more than stands out of it; s is its standard deviation:
-
-    f_c - f    sign(f_c - f) max(0, |f_c - f| - 2 s)                   soft threshold (Donoho and Johnstone 1994):
-                                                                       few words tell of a class
-    m_c - m    max(0, 1 - D s^2 / |m_c - m|^2) (m_c - m)               James and Stein (1961): all directions do
+is the mean of the rows' h, weighted by how wrong the model is about each. Where noise lies on a release it has to
+be taken off: that of gradients beforehand (`denoising`); a share of words counts as far as it stands out of what
+all classes have in common by more than two standard deviations, for few words tell of a class (soft threshold,
+Donoho and Johnstone 1994).
 
 All of it follows from the release and the text, and is post-processing.
 
@@ -45,7 +43,7 @@ class TargetReader:
     Args:
         lm: at whose weights the target's gradients were taken.
         task: the rendering.
-        target: says what is known of the classes.
+        target: says what is known of the classes; noise has been taken off its gradients.
         reads_states: whether hidden states have a part in it: where the space is whitened, and the gradient of the
             bias was released.
     """
@@ -107,17 +105,11 @@ def _words(target: ReleasedTarget, words_V: Tensor) -> Tensor | None:
 
 def _means(target: ReleasedTarget, task: BoundTask, head: Head) -> Tensor:
     """m_c of every class (C, D), float64, on the CPU."""
-    space, found, noise = target.space, list[Tensor](), list[float]()
+    found = []
     for own, ids in zip(target.classes, task.label_ids, strict=True):
-        u_V = space.token(ids[0], head)
-        pull = float(u_V @ own.bias())
-        found.append((own.transposed(u_V) / pull).cpu().double())
-        noise.append(own.noise_std * float(u_V.norm()) / abs(pull))
-    mean_CD = torch.stack(found)
-    common_D, noise_C = _common(mean_CD, torch.tensor(noise, dtype=torch.float64))
-    apart_CD = mean_CD - common_D
-    drawn_C = mean_CD.shape[1] * noise_C.square() / apart_CD.square().sum(1).clamp_min(1e-30)
-    return common_D + (1 - drawn_C).clamp_min(0).unsqueeze(1) * apart_CD
+        u_V = target.space.token(ids[0], head)
+        found.append((own.transposed(u_V) / (u_V @ own.bias())).cpu().double())
+    return torch.stack(found)
 
 
 def _common(known_CX: Tensor, noise_C: Tensor) -> tuple[Tensor, Tensor]:

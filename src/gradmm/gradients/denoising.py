@@ -1,0 +1,68 @@
+"""A released target with its noise taken off, as far as it can be told from what it lies on.
+
+A class's mean gradient is a matrix of M x D numbers with noise of known standard deviation s on each. What the
+rows say is nearly of rank one, since the mean of r h^T is mostly that of r times that of h; noise is of full rank.
+So singular values are shrunk as is best for the squared error (Gavish and Donoho 2017), in units of s sqrt(D):
+
+    y -> sqrt((y^2 - b - 1)^2 - 4 b) / y   where y > 1 + sqrt(b), else 0            b = M / D, with M <= D
+
+A class of few rows, whose noise would outweigh what all others say, is shrunk most. It all follows from the
+release, and is post-processing. Of an exact target nothing changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gradmm.gradients.target import ClassTarget, ReleasedTarget
+
+_LEAST = 1e-6  # of a gradient of which nothing stands out: there is no distance to nothing
+
+
+def denoised(target: ReleasedTarget) -> ReleasedTarget:
+    """What is aimed at of a target with noise: the same classes, each nearer to what it is without.
+
+    What all classes have in common is known best, and is left as it is; so is the gradient of the bias, which is a
+    hundredth of the numbers.
+    """
+    if all(own.noise_std == 0 for own in target.classes):
+        return target
+    classes = tuple(_denoised(own) for own in target.classes)
+    if target.whole is None:
+        return replace(target, classes=classes)
+    back = target.space.maps[-1].shifted_back
+    whole = replace(target.whole, classes=tuple(own.mapped(back) for own in classes))
+    return replace(target, classes=classes, whole=whole)
+
+
+def drowned(target: ReleasedTarget, label_names: Sequence[str]) -> list[str]:
+    """Classes of which nothing stands out of the noise."""
+    named = zip(label_names, target.classes, strict=True)
+    return [name for name, own in named if own.noise_std and not bool(_shrunk(own).any())]
+
+
+def _denoised(own: ClassTarget) -> ClassTarget:
+    if own.noise_std == 0:
+        return own
+    weight_VD, bias_V = own.materialised()
+    kept_VD = _shrunk(own)
+    found_VD = kept_VD if bool(kept_VD.any()) else _LEAST * weight_VD
+    return replace(own, factors=None, dense=(found_VD, bias_V), noise_std=0.0)
+
+
+def _shrunk(own: ClassTarget) -> Tensor:
+    """The weight's gradient with its singular values shrunk (V, D)."""
+    weight_VD, _ = own.materialised()
+    left, values, right = torch.linalg.svd(weight_VD.double().cpu(), full_matrices=False)
+    few, many = sorted(weight_VD.shape)
+    unit, ratio = own.noise_std * math.sqrt(many), few / many
+    y = values / unit
+    inside = ((y.square() - ratio - 1).square() - 4 * ratio).clamp_min(0).sqrt()
+    kept = torch.where(y > 1 + math.sqrt(ratio), inside / y.clamp_min(1e-30), 0.0) * unit
+    found: Tensor = ((left * kept) @ right).to(weight_VD)
+    return found
