@@ -41,6 +41,11 @@ NEIGHBOURS = {
     "one row more, whose text has the other label too": [*ROWS, (ROWS[0][0], 1)],
 }
 
+SAID_OF_RELEASE = re.compile(
+    r"  objective \S+|measure: \d sets"  # one more where a form is chosen that is not the writer's own
+    r"|.*class \w+: (relabelling would leave|nothing of its mean gradient stands out).*\n"
+)
+"""What the log says of a run that follows from what was released."""
 TILTED = {"writer": {"rounds": 2}}
 """With two releases: shares of words steer the writer."""
 PUBLIC = ("A warm day, a fine song.", "The plot is dull and sad.", "A happy end, a great cast.")
@@ -125,7 +130,7 @@ def test_a_row_changes_the_release_and_what_follows_from_it_and_nothing_else(wat
         assert {"metrics.json", "SHA256SUMS"} <= differ <= follows, "only the release differs"
         figures_, others_ = (json.loads(found["metrics.json"]) for found in (before, after))
         assert figures_["privacy"] == others_["privacy"] and set(figures_) == set(others_)
-        told = [re.sub(r"  objective \S+", "", found["run.log"].decode()) for found in (before, after)]
+        told = [SAID_OF_RELEASE.sub("", found["run.log"].decode()) for found in (before, after)]
         assert told[0] == told[1]
 
         replayed = watched.go(f"replayed {number}", rows, releases, **changes)
