@@ -137,8 +137,8 @@ def sets(own: Material, arguments: argparse.Namespace) -> Iterator[tuple[str, li
         return
     sums, name = Sums(own), PRIVATE if own.config.tilts else WITHOUT_WORDS
     for epsilon in arguments.epsilons:
-        target, snr = sums.released(epsilon)
-        kind = f"private-{epsilon}"
+        released, snr = sums.released(epsilon)
+        kind, target = f"private-{epsilon}", denoised(released)
         own.grow(kind, target)  # their form of writing, too, is chosen by what is released alone
         yield name, made(own, kind, target, count), {"epsilon": epsilon, "expected_snr": snr}
 
@@ -199,7 +199,7 @@ class Sums:
             ]
         snr = expected_snr(plan.noise_multiplier, self.sizes.dimension, min(counts))
         target = ReleasedTarget(tuple(classes), own.space)
-        return denoised(target.centred() if own.config.space.centred else target), snr
+        return target.centred() if own.config.space.centred else target, snr
 
 
 def grouped(lines: list[dict[str, Any]]) -> dict[tuple[str, float], dict[str, list[float]]]:

@@ -12,7 +12,7 @@ import torch
 from gradmm.gradients.denoising import denoised, drowned
 from gradmm.gradients.factors import Factors
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
-from gradmm.gradients.unigrams import Unigrams
+from gradmm.gradients.unigrams import FLOOR, Unigrams
 
 M, D = 5, 80
 NAMES = ("rare", "common", "usual")
@@ -94,10 +94,10 @@ def test_a_rare_class_no_longer_decides_what_all_are_together() -> None:
 
 def test_all_else_of_a_class_stays() -> None:
     target, _ = target_of(0)
-    words = Unigrams(torch.rand(4).double(), 1e-3, 0.4, 1e-3)
+    words = Unigrams(torch.rand(4).double(), 1e-3, 0.4)
     target = replace(target, classes=tuple(replace(own, unigrams=words) for own in target.classes))
     for own, before in zip(denoised(target).classes, target.classes, strict=True):
-        assert torch.equal(own.bias(), before.bias()) and own.unigrams is words
+        assert torch.equal(own.bias(), before.bias()) and own.unigrams is words, "which are exact"
         assert own.noise_std == 0 < before.noise_std, "which is taken for exact from now on"
     assert denoised(denoised(target)) is not target
     again = denoised(target)
@@ -159,3 +159,58 @@ def test_the_centre_is_that_of_the_classes_that_are_known_best() -> None:
     exact = replace(target, classes=tuple(replace(own, noise_std=0.0) for own in target.classes))
     plain = [own.materialised()[0].T @ own.bias() for own in target.classes]
     torch.testing.assert_close(centre(exact), torch.stack(plain).sum(0) / (3 * M))
+
+
+# ---- words
+
+
+def with_shares(shares: list[list[float]], stds: tuple[float, ...]) -> ReleasedTarget:
+    target, _ = target_of(0)
+    words = [
+        Unigrams(torch.tensor(own, dtype=torch.float64), FLOOR + std, 0.4, std)
+        for own, std in zip(shares, stds, strict=True)
+    ]
+    return replace(
+        target,
+        classes=tuple(replace(own, unigrams=one) for own, one in zip(target.classes, words, strict=True)),
+    )
+
+
+def test_a_word_tells_of_a_class_what_stands_out_of_the_noise() -> None:
+    """Two standard deviations of how far a class is from the mean of three are taken off."""
+    std, mean = 0.01, 0.2
+    left = std * (1 - 1 / 3) ** 0.5
+
+    def found(differs: float) -> list[float]:
+        target = with_shares([[mean + differs, 0.3], [mean - differs, 0.3], [mean, 0.3]], (std,) * 3)
+        shares = [own.unigrams for own in denoised(target).classes]
+        assert all(own.noise_std == 0 and own.clip == 0.4 for own in shares)
+        assert all(own.floor == pytest.approx(FLOOR + std / 3**0.5) for own in shares)
+        assert all(float(own.share_V[1]) == pytest.approx(0.3) for own in shares)
+        return [float(own.share_V[0]) for own in shares]
+
+    assert found(1.9 * left) == pytest.approx([mean] * 3)
+    assert found(2.5 * left) == pytest.approx([mean + 0.5 * left, mean - 0.5 * left, mean])
+
+
+def test_a_rare_class_has_the_words_of_all() -> None:
+    """Its noise has no part in what all have in common, and decides what it has beyond that."""
+    target = with_shares([[0.9, 0.0], [0.2, 0.3], [0.2, 0.3]], (10.0, 1e-4, 1e-4))
+    for own in denoised(target).classes:
+        torch.testing.assert_close(own.unigrams.share_V, torch.tensor([0.2, 0.3]).double(), rtol=0, atol=1e-6)
+    assert all(float(own.unigrams.share_V.min()) >= 0 for own in denoised(target).classes)
+
+
+def test_shares_come_nearer_to_what_they_are() -> None:
+    draw, size, std = generator(0), 2000, 1e-3
+    common_V = torch.distributions.Exponential(torch.ones(size)).sample() / size
+    clean, noisy_shares = [], []
+    for label in range(3):
+        own_V = common_V.clone()
+        own_V[20 * label : 20 * label + 20] += 8e-3  # the words that tell of it
+        clean.append(own_V)
+        noisy_shares.append((own_V + std * torch.randn(size, generator=draw)).clamp_min(0).tolist())
+    target = with_shares(noisy_shares, (std,) * 3)
+    for value, own, before in zip(clean, denoised(target).classes, target.classes, strict=True):
+        errors = [float((one.unigrams.share_V - value).square().sum()) for one in (own, before)]
+        assert errors[0] < 0.75 * errors[1]

@@ -184,26 +184,6 @@ def test_words_are_read_as_naive_bayes_reads_them(lm: LanguageModel, task: Bound
     assert found_NC.argmax(1).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
-def test_a_word_tells_no_more_than_stands_out_of_the_noise(lm: LanguageModel, task: BoundTask) -> None:
-    """A share that differs by less than two standard deviations says nothing; one by more, the rest."""
-    size, noise = len(lm.embeddings_VE), 0.01
-    bad, great = (token_strings(task.tokenizer).index(word) for word in (" bad", " great"))
-
-    def told(differs: float, noise_std: float) -> torch.Tensor:
-        shares = []
-        for label in range(3):
-            share_V = torch.zeros(size, dtype=torch.float64)
-            share_V[great], share_V[bad] = 0.3, 0.2 + (differs if label == 0 else -differs if label == 1 else 0)
-            shares.append(Unigrams(share_V, FLOOR, 0.4, noise_std))
-        return TargetReader(lm, task, with_words(silent(task), shares), False).evidence([[great, bad]])[0]
-
-    left = noise * (1 - 1 / 3) ** 0.5  # of how far a class is from the mean of three
-    assert told(1.9 * left, noise).abs().max() < 1e-12
-    more = told(2.5 * left, noise)
-    assert more[0] > 0 > more[1] and abs(float(more[2])) < 1e-12
-    torch.testing.assert_close(more, told(0.5 * left, 0.0))
-
-
 def test_words_and_states_add_up(lm: LanguageModel, task: BoundTask) -> None:
     space = space_of(lm, task, "verbalisers", ("whitened",))
     target = compute_target(lm, task, [[own] for own in SPLIT], space=space)

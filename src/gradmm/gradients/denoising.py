@@ -6,8 +6,14 @@ So singular values are shrunk as is best for the squared error (Gavish and Donoh
 
     y -> sqrt((y^2 - b - 1)^2 - 4 b) / y   where y > 1 + sqrt(b), else 0            b = M / D, with M <= D
 
-A class of few rows, whose noise would outweigh what all others say, is shrunk most. It all follows from the
-release, and is post-processing. Of an exact target nothing changes.
+A class of few rows, whose noise would outweigh what all others say, is shrunk most. Of shares of words few tell of
+a class, so what a class has beyond what all have in common is thresholded (Donoho and Johnstone 1994):
+
+    f_c - f -> sign(f_c - f) max(0, |f_c - f| - 2 s)                                f the mean, by precision
+
+It all follows from the release, and is post-processing. Of an exact target nothing changes.
+
+Shape suffixes: C classes, V vocabulary (of a gradient: M), D hidden size.
 """
 
 from __future__ import annotations
@@ -20,7 +26,9 @@ import torch
 from torch import Tensor
 
 from gradmm.gradients.target import ClassTarget, ReleasedTarget
+from gradmm.gradients.unigrams import FLOOR, Unigrams
 
+_STANDS_OUT = 2.0  # standard deviations of noise that a word's share has to differ by
 _LEAST = 1e-6  # of a gradient of which nothing stands out: there is no distance to nothing
 
 
@@ -32,7 +40,10 @@ def denoised(target: ReleasedTarget) -> ReleasedTarget:
     """
     if all(own.noise_std == 0 for own in target.classes):
         return target
-    classes = tuple(_denoised(own) for own in target.classes)
+    words = _words(target)
+    classes = tuple(
+        replace(_denoised(own), unigrams=shares) for own, shares in zip(target.classes, words, strict=True)
+    )
     if target.whole is None:
         return replace(target, classes=classes)
     back = target.space.maps[-1].shifted_back
@@ -66,3 +77,25 @@ def _shrunk(own: ClassTarget) -> Tensor:
     kept = torch.where(y > 1 + math.sqrt(ratio), inside / y.clamp_min(1e-30), 0.0) * unit
     found: Tensor = ((left * kept) @ right).to(weight_VD)
     return found
+
+
+def _words(target: ReleasedTarget) -> list[Unigrams | None]:
+    """Shares of words of every class, drawn to what all have in common; exact ones, or none, as they are."""
+    found = [own.unigrams for own in target.classes]
+    known = [own for own in found if own is not None and own.noise_std > 0]
+    if len(known) < len(found):
+        return found
+    share_CV = torch.stack([own.share_V for own in known])
+    noise_C = torch.tensor([own.noise_std for own in known], dtype=torch.float64)
+    weight_C = noise_C.pow(-2)
+    common_V, square = weight_C @ share_CV / weight_C.sum(), float(1 / weight_C.sum())
+    left_C1 = (
+        (noise_C.square() - square).clamp_min(0).sqrt().unsqueeze(1)
+    )  # of the noise on how far apart they are
+    apart_CV = share_CV - common_V
+    kept_CV = apart_CV.sign() * (apart_CV.abs() - _STANDS_OUT * left_C1).clamp_min(0)
+    floor = FLOOR + math.sqrt(square)
+    return [
+        Unigrams((common_V + kept_V).clamp_min(0), floor, own.clip)
+        for own, kept_V in zip(known, kept_CV, strict=True)
+    ]

@@ -10,10 +10,8 @@ reads its label from: a row's gradient is r h^T, and that of the bias r, so with
 
     m_c = G_c^T u / (u . grad_b)
 
-is the mean of the rows' h, weighted by how wrong the model is about each. Where noise lies on a release it has to
-be taken off: that of gradients beforehand (`denoising`); a share of words counts as far as it stands out of what
-all classes have in common by more than two standard deviations, for few words tell of a class (soft threshold,
-Donoho and Johnstone 1994).
+is the mean of the rows' h, weighted by how wrong the model is about each. Noise has to be taken off a release
+beforehand (`denoising`).
 
 All of it follows from the release and the text, and is post-processing.
 
@@ -34,8 +32,6 @@ from gradmm.heads import Head
 from gradmm.memory import BatchLimit, by_length
 from gradmm.models import LanguageModel
 
-_STANDS_OUT = 2.0  # standard deviations of noise that a word's share has to differ by
-
 
 class TargetReader:
     """Reads texts' classes by a target.
@@ -43,7 +39,7 @@ class TargetReader:
     Args:
         lm: at whose weights the target's gradients were taken.
         task: the rendering.
-        target: says what is known of the classes; noise has been taken off its gradients.
+        target: says what is known of the classes; noise has been taken off it.
         reads_states: whether hidden states have a part in it: where the space is whitened, and the gradient of the
             bias was released.
     """
@@ -93,11 +89,7 @@ def _words(target: ReleasedTarget, words_V: Tensor) -> Tensor | None:
         return None
     shares = [own for own in known if own is not None]
     share_CW = torch.stack([own.share_V for own in shares])[:, words_V]
-    noise_C = torch.tensor([own.noise_std for own in shares], dtype=torch.float64)
-    common_W, noise_C = _common(share_CW, noise_C)
-    apart_CW = share_CW - common_W
-    apart_CW = apart_CW.sign() * (apart_CW.abs() - _STANDS_OUT * noise_C.unsqueeze(1)).clamp_min(0)
-    own_CW, all_W = (common_W + apart_CW).clamp_min(0) + FLOOR, common_W + FLOOR
+    own_CW, all_W = share_CW + FLOOR, share_CW.mean(0) + FLOOR
     ratio_CV = torch.zeros(len(shares), len(words_V), dtype=torch.float64)
     ratio_CV[:, words_V] = (own_CW / own_CW.sum(1, keepdim=True)).log() - (all_W / all_W.sum()).log()
     return ratio_CV
@@ -110,14 +102,3 @@ def _means(target: ReleasedTarget, task: BoundTask, head: Head) -> Tensor:
         u_V = target.space.token(ids[0], head)
         found.append((own.transposed(u_V) / (u_V @ own.bias())).cpu().double())
     return torch.stack(found)
-
-
-def _common(known_CX: Tensor, noise_C: Tensor) -> tuple[Tensor, Tensor]:
-    """What all classes have in common, and the standard deviation of the noise on how far each is from it.
-
-    Their mean; of noisy ones weighted by precision, which has the least noise.
-    """
-    if not bool((noise_C > 0).all()):
-        return known_CX.mean(0), noise_C
-    weight_C = noise_C.pow(-2)
-    return weight_C @ known_CX / weight_C.sum(), (noise_C.square() - 1 / weight_C.sum()).clamp_min(0).sqrt()
