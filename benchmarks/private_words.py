@@ -20,7 +20,9 @@ from torch import Tensor
 from benchmarks.material import material
 from benchmarks.private import DELTA
 from gradmm.data.task import BoundTask
+from gradmm.gradients.denoising import denoised
 from gradmm.gradients.private_unigrams import PrivateUnigrams, public_words_clip, released_unigrams
+from gradmm.gradients.target import ClassTarget, ReleasedTarget
 from gradmm.gradients.unigrams import TokenShares, UnigramCounter, Unigrams
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.privacy.mechanism import SystemNoise
@@ -65,7 +67,10 @@ def main() -> None:
         privacy = PrivacyConfig.model_validate({**given, "num_rows": sum(counts)})
         plan = make_plan(privacy, shares_of(privacy, with_words=True))
         means_CW, std_C = copy.deepcopy(sums).release(plan, [float(n) for n in counts], SystemNoise())
-        released = [released_unigrams(shares, m, s, clip) for m, s in zip(means_CW, std_C.tolist(), strict=True)]
+        drawn = [released_unigrams(shares, m, s, clip) for m, s in zip(means_CW, std_C.tolist(), strict=True)]
+        nothing = torch.zeros(1, 1), torch.zeros(1)
+        target = denoised(ReleasedTarget(tuple(ClassTarget(None, nothing, unigrams=one) for one in drawn)))
+        released = [own.unigrams for own in target.classes if own.unigrams is not None]
         out.add_row(f"epsilon {epsilon:g}", f"{float(std_C.max()):.1e}", f"{left(released):.3f}")
     out.add_row("exact", "", f"{left([counted(own.task, size, ids, clip) for ids in rows]):.3f}")
     Console().print(out)

@@ -182,7 +182,8 @@ def test_a_word_tells_of_a_class_what_stands_out_of_the_noise() -> None:
     left = std * (1 - 1 / 3) ** 0.5
 
     def found(differs: float) -> list[float]:
-        target = with_shares([[mean + differs, 0.3], [mean - differs, 0.3], [mean, 0.3]], (std,) * 3)
+        apart = (differs, -differs, 0.0)  # and what a class has more of one word it has less of another
+        target = with_shares([[mean + some, 0.3, mean - some] for some in apart], (std,) * 3)
         shares = [own.unigrams for own in denoised(target).classes]
         assert all(own.noise_std == 0 and own.clip == 0.4 for own in shares)
         assert all(own.floor == pytest.approx(FLOOR + std / 3**0.5) for own in shares)
@@ -195,7 +196,7 @@ def test_a_word_tells_of_a_class_what_stands_out_of_the_noise() -> None:
 
 def test_a_rare_class_has_the_words_of_all() -> None:
     """Its noise has no part in what all have in common, and decides what it has beyond that."""
-    target = with_shares([[0.9, 0.0], [0.2, 0.3], [0.2, 0.3]], (10.0, 1e-4, 1e-4))
+    target = with_shares([[0.9, -0.4], [0.2, 0.3], [0.2, 0.3]], (10.0, 1e-4, 1e-4))
     for own in denoised(target).classes:
         torch.testing.assert_close(own.unigrams.share_V, torch.tensor([0.2, 0.3]).double(), rtol=0, atol=1e-6)
     assert all(float(own.unigrams.share_V.min()) >= 0 for own in denoised(target).classes)
@@ -209,8 +210,18 @@ def test_shares_come_nearer_to_what_they_are() -> None:
         own_V = common_V.clone()
         own_V[20 * label : 20 * label + 20] += 8e-3  # the words that tell of it
         clean.append(own_V)
-        noisy_shares.append((own_V + std * torch.randn(size, generator=draw)).clamp_min(0).tolist())
+        noisy_shares.append((own_V + std * torch.randn(size, generator=draw)).tolist())
     target = with_shares(noisy_shares, (std,) * 3)
     for value, own, before in zip(clean, denoised(target).classes, target.classes, strict=True):
         errors = [float((one.unigrams.share_V - value).square().sum()) for one in (own, before)]
         assert errors[0] < 0.75 * errors[1]
+
+
+def test_how_many_rows_a_class_has_is_not_what_it_says() -> None:
+    """Divided by an equal share of all rows, a class of many has more of every word."""
+    shares = [[0.1, 0.3, 0.02], [0.1, 0.3, 0.02], [0.1, 0.3, 0.08]]
+    divided = [[2.0 * share for share in shares[0]], [0.1 * share for share in shares[1]], shares[2]]
+    found = denoised(with_shares(divided, (1e-6,) * 3))
+    rates = [own.unigrams.share_V / own.unigrams.share_V[0] for own in found.classes]
+    for own_V, expected in zip(rates, shares, strict=True):
+        torch.testing.assert_close(own_V, torch.tensor(expected).double() / expected[0], rtol=1e-3, atol=1e-3)

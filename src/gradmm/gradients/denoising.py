@@ -11,6 +11,9 @@ a class, so what a class has beyond what all have in common is thresholded (Dono
 
     f_c - f -> sign(f_c - f) max(0, |f_c - f| - 2 s)                                f the mean, by precision
 
+Before, all classes' words get the same mass: where the number of all rows alone is public, a class's sums were
+divided by its equal share of them, and how many it has itself would look like what it says.
+
 It all follows from the release, and is post-processing. Of an exact target nothing changes.
 
 Shape suffixes: C classes, V vocabulary (of a gradient: M), D hidden size.
@@ -38,7 +41,7 @@ def denoised(target: ReleasedTarget) -> ReleasedTarget:
     What all classes have in common is known best, and is left as it is; so is the gradient of the bias, which is a
     hundredth of the numbers.
     """
-    if all(own.noise_std == 0 for own in target.classes):
+    if not any(own.noise_std or (own.unigrams and own.unigrams.noise_std) for own in target.classes):
         return target
     words = _words(target)
     classes = tuple(
@@ -85,8 +88,7 @@ def _words(target: ReleasedTarget) -> list[Unigrams | None]:
     known = [own for own in found if own is not None and own.noise_std > 0]
     if len(known) < len(found):
         return found
-    share_CV = torch.stack([own.share_V for own in known])
-    noise_C = torch.tensor([own.noise_std for own in known], dtype=torch.float64)
+    share_CV, noise_C = _same_mass(known)
     weight_C = noise_C.pow(-2)
     common_V, square = weight_C @ share_CV / weight_C.sum(), float(1 / weight_C.sum())
     left_C1 = (
@@ -99,3 +101,13 @@ def _words(target: ReleasedTarget) -> list[Unigrams | None]:
         Unigrams((common_V + kept_V).clamp_min(0), floor, own.clip)
         for own, kept_V in zip(known, kept_CV, strict=True)
     ]
+
+
+def _same_mass(known: Sequence[Unigrams]) -> tuple[Tensor, Tensor]:
+    """Shares of words (C, V) that add up to the same in all classes where that is known, and their noise (C)."""
+    share_CV = torch.stack([own.share_V for own in known])
+    noise_C = torch.tensor([own.noise_std for own in known], dtype=torch.float64)
+    mass_C, words = share_CV.sum(1), int((share_CV != 0).any(0).sum())
+    stands_out_C = mass_C > _STANDS_OUT * noise_C * math.sqrt(words)
+    scale_C = torch.where(stands_out_C & bool(mass_C.mean() > 0), mass_C.mean() / mass_C, 1.0)
+    return share_CV * scale_C.unsqueeze(1), noise_C * scale_C

@@ -2,8 +2,8 @@
 
 A row's shares of words are a vector of W numbers whose L2 norm is at most 1, and about one over the root of the
 number of its words. It goes the way of a gradient (`privacy.mechanism`): clip to C, sum by class, noise on all
-classes' sums together, divide. It depends on the row alone. What follows is post-processing: a share below 0 is 0,
-and shares are not told apart below a standard deviation of their noise.
+classes' sums together, divide. It depends on the row alone. What follows is post-processing (`denoising`); until
+then a share may be below 0.
 
 C is the median norm of texts that the LM wrote. Clipping shortens all shares of a row alike; the texts that are
 held against the release are counted with the same clip (`UnigramCounter`), so that it favours neither side.
@@ -78,5 +78,5 @@ def released_unigrams(shares: TokenShares, mean_W: Tensor, std: float, clip: flo
         clip: C.
     """
     share_V = torch.zeros(shares.vocab_size, dtype=torch.float64)
-    share_V[shares.words_V] = mean_W.clamp_min(0)
+    share_V[shares.words_V] = mean_W
     return Unigrams(share_V, FLOOR + std, clip, std)
