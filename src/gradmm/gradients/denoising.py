@@ -38,8 +38,8 @@ _LEAST = 1e-6  # of a gradient of which nothing stands out: there is no distance
 def denoised(target: ReleasedTarget) -> ReleasedTarget:
     """What is aimed at of a target with noise: the same classes, each nearer to what it is without.
 
-    What all classes have in common is known best, and is left as it is; so is the gradient of the bias, which is a
-    hundredth of the numbers.
+    What all classes have in common is known best, and is left as it is; so is the gradient of the bias, one number
+    for D of the weight's.
     """
     if not any(own.noise_std or (own.unigrams and own.unigrams.noise_std) for own in target.classes):
         return target
@@ -72,14 +72,17 @@ def _denoised(own: ClassTarget) -> ClassTarget:
 def _shrunk(own: ClassTarget) -> Tensor:
     """The weight's gradient with its singular values shrunk (V, D)."""
     weight_VD, _ = own.materialised()
-    left, values, right = torch.linalg.svd(weight_VD.double().cpu(), full_matrices=False)
-    few, many = sorted(weight_VD.shape)
-    unit, ratio = own.noise_std * math.sqrt(many), few / many
-    y = values / unit
+    exact_VD = weight_VD.double().cpu()
+    wide = exact_VD if len(exact_VD) <= exact_VD.shape[1] else exact_VD.T
+    squares, left = torch.linalg.eigh(
+        wide @ wide.T
+    )  # of the smaller side; what is above the noise is exact enough
+    ratio, unit = len(wide) / wide.shape[1], own.noise_std * math.sqrt(wide.shape[1])
+    y = squares.clamp_min(0).sqrt() / unit
     inside = ((y.square() - ratio - 1).square() - 4 * ratio).clamp_min(0).sqrt()
-    kept = torch.where(y > 1 + math.sqrt(ratio), inside / y.clamp_min(1e-30), 0.0) * unit
-    found: Tensor = ((left * kept) @ right).to(weight_VD)
-    return found
+    kept = torch.where(y > 1 + math.sqrt(ratio), inside / y.square().clamp_min(1e-30), 0.0)  # of each value
+    found: Tensor = (left * kept) @ (left.T @ wide)
+    return (found if wide is exact_VD else found.T).to(weight_VD)
 
 
 def _words(target: ReleasedTarget) -> list[Unigrams | None]:
@@ -91,11 +94,8 @@ def _words(target: ReleasedTarget) -> list[Unigrams | None]:
     share_CV, noise_C = _same_mass(known)
     weight_C = noise_C.pow(-2)
     common_V, square = weight_C @ share_CV / weight_C.sum(), float(1 / weight_C.sum())
-    left_C1 = (
-        (noise_C.square() - square).clamp_min(0).sqrt().unsqueeze(1)
-    )  # of the noise on how far apart they are
-    apart_CV = share_CV - common_V
-    kept_CV = apart_CV.sign() * (apart_CV.abs() - _STANDS_OUT * left_C1).clamp_min(0)
+    apart_CV, noise_C = share_CV - common_V, (noise_C.square() - square).clamp_min(0).sqrt()
+    kept_CV = apart_CV.sign() * (apart_CV.abs() - _STANDS_OUT * noise_C.unsqueeze(1)).clamp_min(0)
     floor = FLOOR + math.sqrt(square)
     return [
         Unigrams((common_V + kept_V).clamp_min(0), floor, own.clip)
