@@ -34,9 +34,9 @@ class LabelCheck:
     ) -> None:
         self._runner, self._config, self._lm, self._task = runner, runner.config, runner.lm, runner.task
         asked = self._config.label_check
-        self._teacher, self._told = teacher if asked.reader == "rows" else None, told
+        self._teacher, self._told = teacher if asked.knows_rows else None, told
         # Who has not learnt the classes from rows is not trusted as one who has.
-        untaught = asked.reader == "rows" and self._teacher is None
+        untaught = asked.knows_rows and self._teacher is None
         self._settings = asked.model_copy(update={"reader": "model"}) if untaught else asked
         self._by: tuple[ReleasedTarget, LabelCheck] | None = None
 

@@ -225,3 +225,11 @@ def test_how_many_rows_a_class_has_is_not_what_it_says() -> None:
     rates = [own.unigrams.share_V / own.unigrams.share_V[0] for own in found.classes]
     for own_V, expected in zip(rates, shares, strict=True):
         torch.testing.assert_close(own_V, torch.tensor(expected).double() / expected[0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_class_of_few_rows_does_not_say_how_many_words_the_others_have() -> None:
+    """Its mass is noise, whether it stands out by chance or not."""
+    for mass in (-9.0, 0.1, 30.0):
+        target = with_shares([[mass, 0.3], [0.2, 0.3], [0.2, 0.3]], (5.0, 1e-4, 1e-4))
+        for own in denoised(target).classes[1:]:
+            torch.testing.assert_close(own.unigrams.share_V, torch.tensor([0.2, 0.3]).double(), rtol=0, atol=1e-5)

@@ -85,11 +85,6 @@ def silent(task: BoundTask, size: int = 1) -> ReleasedTarget:
     return ReleasedTarget((none,) * len(task.label_ids))
 
 
-def apart(evidence_NC: torch.Tensor) -> torch.Tensor:
-    """What a text's own number is taken off."""
-    return evidence_NC - evidence_NC.mean(1, keepdim=True)
-
-
 # ---- hidden states
 
 

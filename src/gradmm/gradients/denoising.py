@@ -92,8 +92,7 @@ def _words(target: ReleasedTarget) -> list[Unigrams | None]:
     if len(known) < len(found):
         return found
     share_CV, noise_C = _same_mass(known)
-    weight_C = noise_C.pow(-2)
-    common_V, square = weight_C @ share_CV / weight_C.sum(), float(1 / weight_C.sum())
+    common_V, square = _by_precision(share_CV, noise_C), float(1 / noise_C.pow(-2).sum())
     apart_CV, noise_C = share_CV - common_V, (noise_C.square() - square).clamp_min(0).sqrt()
     kept_CV = apart_CV.sign() * (apart_CV.abs() - _STANDS_OUT * noise_C.unsqueeze(1)).clamp_min(0)
     floor = FLOOR + math.sqrt(square)
@@ -108,6 +107,13 @@ def _same_mass(known: Sequence[Unigrams]) -> tuple[Tensor, Tensor]:
     share_CV = torch.stack([own.share_V for own in known])
     noise_C = torch.tensor([own.noise_std for own in known], dtype=torch.float64)
     mass_C, words = share_CV.sum(1), int((share_CV != 0).any(0).sum())
+    mean = _by_precision(mass_C, noise_C)
     stands_out_C = mass_C > _STANDS_OUT * noise_C * math.sqrt(words)
-    scale_C = torch.where(stands_out_C & bool(mass_C.mean() > 0), mass_C.mean() / mass_C, 1.0)
+    scale_C = torch.where(stands_out_C & (mean > 0), mean / mass_C, 1.0)
     return share_CV * scale_C.unsqueeze(1), noise_C * scale_C
+
+
+def _by_precision(known_CX: Tensor, noise_C: Tensor) -> Tensor:
+    """The mean over classes that has the least noise."""
+    weight_C = noise_C.pow(-2)
+    return weight_C @ known_CX / weight_C.sum()
