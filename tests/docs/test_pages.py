@@ -113,7 +113,7 @@ def _is_in_code(name: str) -> bool:
     if parents and parents[0] in GenerateConfig.model_fields and not files[0].is_file():
         group = _group(GenerateConfig.model_fields[parents[0]].annotation)
         return group is not None and last in group.model_fields
-    return any(last in _names_in(file) for file in files)
+    return any(last in _names_in(file) for file in files if file.is_file())
 
 
 @cache
