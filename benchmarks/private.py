@@ -18,7 +18,6 @@ import copy
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,16 @@ from gradmm.comparison.statistics import interval
 from gradmm.data.sources import load_texts
 from gradmm.domain import Domain
 from gradmm.gradients.denoising import denoised
-from gradmm.gradients.private_target import PrivateAccumulator, geometry, public_clip
-from gradmm.gradients.private_unigrams import PrivateUnigrams, public_words_clip, released_unigrams
+from gradmm.gradients.geometry import geometry
+from gradmm.gradients.private_sums import Release
+from gradmm.gradients.private_unigrams import public_words_clip
+from gradmm.gradients.public_clip import public_clip
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.gradients.unigrams import TokenShares
 from gradmm.measures import measure
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.privacy.mechanism import SystemNoise
-from gradmm.privacy.planning import TARGET, expected_snr, make_plan, shares_of
+from gradmm.privacy.planning import expected_snr, make_plan, shares_of
 from gradmm.private_run import with_bias
 from gradmm.private_settings import MAPS
 
@@ -154,17 +155,14 @@ class Sums:
     def __init__(self, own: Material) -> None:
         public, has_bias = own.search(own.budget).public, with_bias(own.lm, own.config)
         factors = public.factors(own.lm_texts, own.space)
-        self.own, classes = own, own.rows.num_classes
-        self.words: PrivateUnigrams | None = None
-        self.sizes = geometry(own.lm, own.space, has_bias)
-        self.shares = TokenShares(own.task, len(own.lm.embeddings_VE))
-        self.clip = public_clip([part for some in factors for part in some], has_bias)
-        self.target = PrivateAccumulator(self.sizes, classes, self.clip)
+        clip = public_clip([part for some in factors for part in some], has_bias)
+        shares, words_clip = TokenShares(own.task, len(own.lm.embeddings_VE)), None
         if own.config.tilts:
-            ids = [one for some in public.ids(own.lm_texts) for one in some]
-            self.words_clip = public_words_clip(self.shares, ids)
-            self.words = PrivateUnigrams(self.shares, classes, self.words_clip)
-        for label in range(classes):
+            words_clip = public_words_clip(shares, [one for some in public.ids(own.lm_texts) for one in some])
+        self.own, sizes = own, geometry(own.lm, own.space, has_bias)
+        self.release = Release(own.space, sizes, clip, shares, words_clip)
+        self.sums = self.release.sums(own.rows.num_classes)
+        for label in range(own.rows.num_classes):
             for texts in own.rows.iter_batches(label, BATCH):
                 self._add(label, own.task.texts_ids(texts))
 
@@ -172,10 +170,7 @@ class Sums:
     def _add(self, label: int, ids: list[list[int]]) -> None:
         own, batch = self.own, self.own.task.collate(ids, [label] * len(ids))
         rows = own.space.factors(own.lm, batch, batch.embed(own.lm.embeddings_VE), 1)
-        self.target.add(label, rows, len(ids))
-        if self.words is not None:
-            for row in ids:
-                self.words.add(label, row)
+        self.sums.add(label, rows, ids)
 
     def released(self, epsilon: float) -> tuple[ReleasedTarget, float]:
         """The target of one release, and its expected signal-to-noise ratio for a signal of the clip's size."""
@@ -186,19 +181,10 @@ class Sums:
             neighboring_relation="add_or_remove_one",
             num_rows=sum(own.rows.counts()),
         )
-        plan, noise = make_plan(privacy, shares_of(privacy, own.config.tilts)), SystemNoise()
-        means_CM, _ = copy.deepcopy(self.target).release(plan, counts, noise)
-        noise_C = [plan.event(TARGET).noise_multiplier * self.clip / count for count in counts]
-        means = zip(means_CM, noise_C, strict=True)
-        classes = [self.sizes.target(mean_M, own.lm.device, std) for mean_M, std in means]
-        if self.words is not None:
-            means_CW, std_C = copy.deepcopy(self.words).release(plan, counts, noise)
-            classes = [
-                replace(one, unigrams=released_unigrams(self.shares, mean_W, std, self.words_clip))
-                for one, mean_W, std in zip(classes, means_CW, std_C.tolist(), strict=True)
-            ]
-        snr = expected_snr(plan.noise_multiplier, self.sizes.dimension, min(counts))
-        target = ReleasedTarget(tuple(classes), own.space)
+        plan = make_plan(privacy, shares_of(privacy, own.config.tilts))
+        drawn = copy.deepcopy(self.sums).release(plan, counts, SystemNoise())
+        snr = expected_snr(plan.noise_multiplier, self.release.sizes.dimension, min(counts))
+        target = self.release.target(drawn, plan, own.lm.device)
         return target.centred() if own.config.space.centred else target, snr
 
 

@@ -21,7 +21,8 @@ from gradmm.config import RunConfig
 from gradmm.data.rows import LabelledData
 from gradmm.data.sources import load_data
 from gradmm.errors import PrivacyBudgetError, RunFolderError
-from gradmm.gradients.private_target import STATE, PrivateAccumulator
+from gradmm.gradients.private_sums import PrivateAccumulator
+from gradmm.gradients.private_target import STATE
 from gradmm.gradients.private_unigrams import PrivateUnigrams
 from gradmm.locking import LOCK
 from gradmm.privacy.mechanism import FixedNoise

@@ -16,7 +16,8 @@ from gradmm.comparison.config import CompareConfig
 from gradmm.config import GenerateConfig, RunConfig, dump_config, load_config, parse_settings
 from gradmm.data.sources import load_data
 from gradmm.errors import ConfigError, NonFiniteError
-from gradmm.gradients.private_target import STATE, PrivateAccumulator
+from gradmm.gradients.private_sums import PrivateAccumulator
+from gradmm.gradients.private_target import STATE
 from gradmm.gradients.spaces import LinearMap, Space, SpaceConfig
 from gradmm.pipeline import generate
 from gradmm.privacy.verification import verify

@@ -18,16 +18,11 @@ from gradmm.data.rows import LabelledData
 from gradmm.data.task import BoundTask
 from gradmm.errors import ConfigError, RunFolderError
 from gradmm.gradients.factors import Factors
-from gradmm.gradients.private_target import (
-    STATE,
-    geometry,
-    planned_geometry,
-    planned_spends,
-    private_target,
-    public_clip,
-    public_signal,
-)
+from gradmm.gradients.geometry import geometry, planned_geometry
+from gradmm.gradients.private_sums import Release
+from gradmm.gradients.private_target import STATE, planned_spends, private_target
 from gradmm.gradients.private_unigrams import public_words_clip
+from gradmm.gradients.public_clip import public_clip, public_signal
 from gradmm.gradients.spaces import Space
 from gradmm.gradients.target import ReleasedTarget
 from gradmm.gradients.unigrams import TokenShares
@@ -192,17 +187,16 @@ class PrivateRelease:
         batches = [
             rows.iter_batches(label, self.config.batch_size(self.lm.device)) for label in range(rows.num_classes)
         ]
-        about = (space, self.privacy, self.outlook.plan, clip, self.with_bias, self.ledger, self.folder)
+        release = Release(space, geometry(self.lm, space, self.with_bias), clip, self.shares, words_clip)
+        about = (self.lm, self.task, batches, release, self.privacy, self.outlook.plan, self.ledger, self.folder)
         if self.is_released:
-            target, divisors = private_target(self.lm, self.task, batches, *about, words_clip=words_clip)
+            target, divisors = private_target(*about)
         else:
             with on_screen_alone(), reporter.stage("target", 100, "%") as stage:
                 done = _percents(stage, len(rows))
-                target, divisors = private_target(
-                    self.lm, self.task, batches, *about, done, make_noise(), words_clip
-                )
+                target, divisors = private_target(*about, done, make_noise())
             reporter.tell(self._spent())
-        self._figures = self._told(geometry(self.lm, space, self.with_bias).dimension, divisors, signal)
+        self._figures = self._told(release.sizes.dimension, divisors, signal)
         return target
 
     def figures(self) -> dict[str, Any]:

@@ -8,24 +8,16 @@ import math
 
 import pytest
 import torch
-from loss_oracles import random_added, verbaliser_gradient, with_added
+from release_oracles import GIVEN, MIXED, NONE, SPLIT, loss_of, row_gradient, space_of
 
 import oracles
-from gradmm.errors import ConfigError, NonFiniteError, PrivacyBudgetError, TaskError
+from gradmm.errors import ConfigError, PrivacyBudgetError, TaskError
 from gradmm.gradients.exact_target import compute_target
 from gradmm.gradients.factors import Factors, label_factors
-from gradmm.gradients.losses import VOCABULARY, VerbaliserLoss
-from gradmm.gradients.private_target import (
-    STATE,
-    PrivateAccumulator,
-    geometry,
-    planned_geometry,
-    planned_spends,
-    private_target,
-    public_clip,
-    public_signal,
-)
-from gradmm.gradients.spaces import IDENTITY, LinearMap, SpaceConfig, fit_space
+from gradmm.gradients.geometry import geometry
+from gradmm.gradients.private_sums import Release
+from gradmm.gradients.private_target import STATE, planned_spends, private_target
+from gradmm.gradients.spaces import IDENTITY, LinearMap
 from gradmm.gradients.unigrams import FLOOR, TokenShares
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.privacy.ledger import LEDGER, Ledger
@@ -33,26 +25,6 @@ from gradmm.privacy.mechanism import FixedNoise, SystemNoise, clipped, quantum_o
 from gradmm.privacy.planning import make_plan, shares_of
 from gradmm.privacy.verification import verify
 from gradmm.store import RunFolder
-
-MIXED = (" bad", " happy", " surprised")
-SPLIT = [["The film is great.", "A dull story"], ["It was bad and long"], ["I", "A fine end", "The end is great"]]
-GIVEN = {
-    "neighboring_relation": "add_or_remove_one",
-    "target_epsilon": 2.0,
-    "target_delta": 1e-5,
-    "accountant": "rdp",
-    "num_rows": 6,
-}
-
-
-class NoNoise(FixedNoise):
-    """What a release would be without its noise."""
-
-    def added(self, values_M, std, quantum):
-        return values_M
-
-
-NONE = NoNoise(seed=0)
 
 
 class Shelf:
@@ -72,21 +44,6 @@ def batches(split, size=2):
     return [[list(own[i : i + size]) for i in range(0, len(own), size)] for own in split]
 
 
-def space_of(lm, task, maps, loss=VOCABULARY):
-    ids = [task.text_ids(text) for own in SPLIT for text in own]
-    batch = task.collate(ids, [0] * len(ids))
-    public = label_factors(lm, batch, batch.embed(lm.embeddings_VE), 1, loss=loss)
-    labels = [token for words in task.label_ids for token in words]
-    if isinstance(loss, VerbaliserLoss):
-        labels = range(len(loss.tokens_M))
-    generator = torch.Generator().manual_seed(0)
-    return fit_space(SpaceConfig(maps=maps, rank=4), public, labels, generator, loss)
-
-
-def loss_of(task, name):
-    return VOCABULARY if name == "vocabulary" else with_added(task, random_added(task))
-
-
 def release(
     lm,
     task,
@@ -102,33 +59,14 @@ def release(
 ):
     config = PrivacyConfig(**GIVEN | given)
     plan, ledger = make_plan(config, shares_of(config, words_clip is not None)), Ledger(folder, config, 2.0)
-    return private_target(
-        *(lm, task, batches(split), space, config, plan, clip, with_bias, ledger, shelf or Shelf()),
-        noise=noise,
-        words_clip=words_clip,
+    what = released_of(lm, task, space, clip, with_bias, words_clip)
+    return private_target(lm, task, batches(split), what, config, plan, ledger, shelf or Shelf(), noise=noise)
+
+
+def released_of(lm, task, space=IDENTITY, clip=0.5, with_bias=True, words_clip=None):
+    return Release(
+        space, geometry(lm, space, with_bias), clip, TokenShares(task, len(lm.embeddings_VE)), words_clip
     )
-
-
-def row_gradient(lm, task, text, label, space):
-    """One row's gradient of the space's loss by autograd, mapped as matrices."""
-    if isinstance(space.loss, VerbaliserLoss):
-        weight_VD, bias_V = verbaliser_gradient(lm, task, [text], [label], random_added(task))
-        weight_VD, bias_V = weight_VD[space.loss.tokens_M], bias_V[space.loss.tokens_M]
-    else:
-        weight_VD, bias_V = oracles.materialised_head_gradient(
-            lm, [task.render(text, label)], [len(task.label_ids[label])]
-        )
-    weight_VD, bias_V = weight_VD.detach(), bias_V.detach()
-    for one in space.maps:
-        if one.r_rows_M is not None:
-            weight_VD, bias_V = weight_VD[one.r_rows_M], bias_V[one.r_rows_M]
-        if one.r_MV is not None:
-            weight_VD, bias_V = one.r_MV @ weight_VD, one.r_MV @ bias_V
-        if one.h_shift_D is not None:
-            weight_VD = weight_VD - bias_V[:, None] * one.h_shift_D
-        if one.h_PD is not None:
-            weight_VD = weight_VD @ one.h_PD.T
-    return weight_VD.double(), bias_V.double()
 
 
 def joined(target):
@@ -293,7 +231,7 @@ def test_a_second_run_uses_what_was_released_and_reads_no_row(tiny_lm, tiny_task
         return [(seen.append(batch) or batch for batch in own) for own in batches(split)]
 
     with RunFolder(tmp_path / "run", {"a": 1}) as folder:
-        about = (IDENTITY, config, make_plan(config), 0.5, True)
+        about = (released_of(lm, task), config, make_plan(config))
         ledger = Ledger(folder.path, config, 2.0)
         first, counts = private_target(lm, task, read(SPLIT), *about, ledger, folder)
         assert len(seen) == 4
@@ -354,81 +292,9 @@ def test_progress_counts_the_rows(tiny_lm, tiny_task, tmp_path):
     task = tiny_task(lm, MIXED)
     config = PrivacyConfig(**GIVEN)
     ledger = Ledger(tmp_path, config, 2.0)
-    about = (IDENTITY, config, make_plan(config), 0.5, True, ledger, Shelf())
+    about = (released_of(lm, task), config, make_plan(config), ledger, Shelf())
     private_target(lm, task, batches(SPLIT), *about, done.append, NONE)
     assert sum(done) == 6
-
-
-# ---- parts
-
-
-@pytest.mark.parametrize(("kind", "has_bias"), [("phi", True), ("gpt2", False)])
-def test_sizes_need_no_row(tiny_lm, tiny_task, kind, has_bias):
-    lm = tiny_lm(kind)
-    vocabulary, hidden = lm.head.weight_VD.shape
-    whole = geometry(lm, IDENTITY, has_bias)
-    assert whole.dimension == vocabulary * hidden + (vocabulary if has_bias else 0)
-    task = tiny_task(lm, MIXED)
-    labels = {token for words in task.label_ids for token in words}
-    rows = geometry(lm, space_of(lm, task, ("verbaliser",)), True)
-    assert (rows.rows, rows.columns, rows.dimension) == (len(labels), hidden, len(labels) * (hidden + 1))
-    small = geometry(lm, space_of(lm, task, ("verbaliser", "sketch")), False)
-    assert (small.rows, small.columns, small.dimension) == (4, 4, 16)
-
-
-def test_the_public_clip_is_the_median_norm():
-    factors = Factors(
-        torch.tensor([[[3.0, 0]], [[1, 0]], [[2, 0]], [[0, 5]]]), torch.ones(4, 1, 1), torch.ones(4, 1)
-    )
-    assert public_clip([factors], False) == 2
-    assert public_clip([factors.sets([0, 1]), factors.sets([2, 3])], False, 0.5) == 1
-    assert public_clip([factors], True) == pytest.approx(2 * math.sqrt(2))
-    with pytest.raises(NonFiniteError, match=r"of a text that the LM wrote is not finite; set model\.dtype"):
-        public_clip([Factors(factors.r_KJV / 0, factors.h_KJD, factors.weight_KJ)], False)
-    with pytest.raises(ConfigError, match="the median gradient of the LM's texts is zero in this space"):
-        public_clip([Factors(factors.r_KJV * 0, factors.h_KJD, factors.weight_KJ)], False)
-
-
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_the_public_signal_is_the_norm_of_the_mean_of_clipped_gradients(tiny_lm, tiny_task, with_bias):
-    lm = tiny_lm("phi")
-    task = tiny_task(lm, MIXED)
-    space = space_of(lm, task, ("verbaliser",))
-    rows = [[row_gradient(lm, task, text, label, space) for text in own] for label, own in enumerate(SPLIT)]
-    flat = [[torch.cat([w.flatten(), b * with_bias]) for w, b in own] for own in rows]
-    clip = float(torch.stack([row for own in flat for row in own]).norm(dim=1).median())
-    expected = min(
-        float(torch.stack([row * min(1, clip / float(row.norm())) for row in own]).mean(0).norm()) / clip
-        for own in flat
-    )
-    public = []
-    for label, own in enumerate(SPLIT):
-        batch = task.collate([task.text_ids(text) for text in own], [label] * len(own))
-        found = space(label_factors(lm, batch, batch.embed(lm.embeddings_VE), 1))
-        public.append([found.sets(slice(0, 1)), found.sets(slice(1, None))] if len(own) > 1 else [found])
-    assert public_signal(public, with_bias, clip) == pytest.approx(expected, rel=1e-5)
-    assert 0 < expected < 1
-
-
-@pytest.mark.parametrize(
-    ("loss", "maps"),
-    [
-        *(
-            (loss, maps)
-            for loss in ("verbalisers", "vocabulary")
-            for maps in [(), ("verbaliser", "whitened"), ("sketch",), ("verbaliser", "sketch"), ("whitened",)]
-        ),
-        ("verbalisers", ("verbaliser", "contrasts", "whitened")),
-        ("verbalisers", ("contrasts", "sketch")),
-    ],
-)
-def test_sizes_are_known_before_the_space_is_fitted(tiny_lm, tiny_task, maps, loss):
-    lm = tiny_lm("phi")
-    task = tiny_task(lm, MIXED)
-    planned = planned_geometry(lm, task, SpaceConfig(loss=loss, maps=maps, rank=4), True)
-    space = space_of(lm, task, maps, loss_of(task, loss))
-    assert planned == geometry(lm, space, True)
-    assert planned == geometry(lm, space.then(LinearMap(h_shift_D=torch.ones(planned.columns))), True)
 
 
 def test_what_is_released_is_centred_without_another_look_at_the_rows(tiny_lm, tiny_task, tmp_path):
@@ -444,26 +310,6 @@ def test_what_is_released_is_centred_without_another_look_at_the_rows(tiny_lm, t
         (weight_VD, bias_V), (noisy_VD, noisy_V) = own.materialised(), released.materialised()
         assert torch.equal(bias_V, noisy_V)
         torch.testing.assert_close(weight_VD, noisy_VD - torch.outer(noisy_V, shift.h_shift_D))
-
-
-def test_sets_of_texts_are_added_one_by_one(tiny_lm, tiny_task):
-    """An accumulator takes any number of texts; each is clipped on its own."""
-    lm = tiny_lm("phi")
-    task = tiny_task(lm, MIXED)
-    sizes = geometry(lm, IDENTITY, True)
-    ids = [task.text_ids(text) for text in SPLIT[2]]
-    batch = task.collate(ids, [2] * 3)
-    texts = label_factors(lm, batch, batch.embed(lm.embeddings_VE), 1)
-    config = PrivacyConfig(**GIVEN)
-    found = []
-    for parts in ([[0, 1, 2]], [[0], [1, 2]]):
-        total = PrivateAccumulator(sizes, 3, 0.5)
-        for part in parts:
-            total.add(2, texts.sets(part), len(part))
-        total.add(1, None, 4)
-        found.append(total.release(make_plan(config), (1.0, 1.0, 2.0), NONE)[0])
-    assert torch.equal(found[0], found[1]) and float(found[0][:2].abs().max()) == 0
-    assert 0.5 / 2 < float(found[0][2].norm()) <= 3 * 0.5 / 2
 
 
 def test_what_the_ledger_will_say_is_known_before_any_row(tiny_lm):
