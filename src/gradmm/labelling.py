@@ -29,8 +29,8 @@ class LabelCheckConfig(BaseModel):
 
     reader: Literal["rows", "target", "model"] = "rows"
     """Who says how probable a label is. `rows`: the model after a training on real rows. `target`: what the target
-    knows of the classes, their words and mean hidden states, beside what the model makes of the text; the default
-    with privacy, which `rows` would break. `model`: the model as it is, calibrated."""
+    knows of the classes, their words and mean hidden states; the default with privacy, which `rows` would break.
+    `model`: the model as it is, calibrated."""
     min_probability: float = Field(0.0, ge=0, le=1)
     """Candidates whose label is less probable are not chosen, as long as enough are left."""
     relabel: bool | None = None

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from loss_oracles import random_added, with_added
 
 from gradmm.data.task import BoundTask
 from gradmm.data.vocabulary import bare_starts, token_strings
@@ -64,25 +63,6 @@ def states_slowly(lm: LanguageModel, task: BoundTask, space: Space, text: str) -
     return space(factors).h_KJD[0, 0].double()
 
 
-def opinions_slowly(lm: LanguageModel, task: BoundTask, loss: Any) -> torch.Tensor:
-    """Log-probability of each class's first token among all of them, with the loss's bias, text by text (N, C).
-
-    Over the whole vocabulary the model is not asked.
-    """
-    first = [ids[0] for ids in task.label_ids]
-    found = torch.zeros(9, len(first), dtype=torch.float64)
-    if loss is VOCABULARY:
-        return found
-    bias = dict(zip(loss.tokens_M.tolist(), loss.bias_CLM[0, 0].tolist(), strict=True))
-    for row, ids in enumerate(ids_of(task)):
-        batch = task.collate([ids], [0])
-        logits_V = lm.model(batch.ids_NS[:, : int(batch.predict_at_NL[0, 0]) + 1]).logits[0, -1].detach().double()
-        of = {token: float(logits_V[token]) + bias[token] for token in first}
-        total = torch.tensor(list(of.values())).logsumexp(0)
-        found[row] = torch.tensor([of[token] for token in first]) - total
-    return found
-
-
 def with_words(target: ReleasedTarget, words: list[Unigrams]) -> ReleasedTarget:
     return replace(
         target,
@@ -118,11 +98,8 @@ def test_a_class_of_one_row_has_its_hidden_state(lm: LanguageModel, tiny_task: A
     space, rows = space_of(lm, task, loss, maps), [own[0] for own in SPLIT]
     target = compute_target(lm, task, [[[row]] for row in rows], space=space)
     found_NC = TargetReader(lm, task, target, reads_states=True).evidence(ids_of(task))
-    means, states_NC = (
-        [states_slowly(lm, task, space, row) for row in rows],
-        found_NC - opinions_slowly(lm, task, space.loss),
-    )
-    for text, own_C in zip([text for own in SPLIT for text in own], states_NC, strict=True):
+    means = [states_slowly(lm, task, space, row) for row in rows]
+    for text, own_C in zip([text for own in SPLIT for text in own], found_NC, strict=True):
         h_D = states_slowly(lm, task, space, text)
         expected_C = torch.stack([(h_D.square().sum() - (h_D - mean_D).square().sum()) / 2 for mean_D in means])
         torch.testing.assert_close(own_C, expected_C, rtol=2e-3, atol=2e-3)
@@ -154,7 +131,6 @@ def test_a_class_of_several_rows_has_their_mean_weighted_by_how_wrong_the_model_
     target = compute_target(lm, task, [[own] for own in SPLIT], space=space)
     found_NC = TargetReader(lm, task, target, True).evidence(ids_of(task))
     expected_NC = discriminant_slowly(lm, task, space, means_slowly(lm, task, space))
-    expected_NC += opinions_slowly(lm, task, space.loss)
     torch.testing.assert_close(found_NC, expected_NC, rtol=2e-3, atol=2e-3)
 
 
@@ -209,28 +185,7 @@ def test_words_and_states_add_up(lm: LanguageModel, task: BoundTask) -> None:
     both = with_words(target, counted(lm, task))
     found, states = (TargetReader(lm, task, one, True).evidence(ids_of(task)) for one in (both, target))
     words = TargetReader(lm, task, both, False).evidence(ids_of(task))
-    model = opinions_slowly(lm, task, space.loss)
-    torch.testing.assert_close(found, states + words - model, rtol=1e-5, atol=1e-5)
-
-
-def test_the_model_is_asked_with_the_bias_of_the_loss(lm: LanguageModel, task: BoundTask) -> None:
-    loss = with_added(task, random_added(task))
-    found_NC = by_the_model(lm, task, loss)
-    torch.testing.assert_close(found_NC, opinions_slowly(lm, task, loss), rtol=1e-4, atol=1e-4)
-    assert float((found_NC - by_the_model(lm, task, VerbaliserLoss.of(task))).abs().min(0).values.max()) > 0.1
-
-
-def test_of_verbalisers_that_begin_alike_the_model_says_nothing(lm: LanguageModel, tiny_task: Any) -> None:
-    task = tiny_task(lm, (" very bad", " very great", " good"))
-    assert len({ids[0] for ids in task.label_ids}) == 1
-    assert not by_the_model(lm, task, VerbaliserLoss.of(task)).any()
-
-
-def by_the_model(lm: LanguageModel, task: BoundTask, loss: VerbaliserLoss) -> torch.Tensor:
-    """Evidence where words and states say nothing."""
-    target = replace(silent(task), space=Space((), loss))
-    even = counted(lm, task)[:1] * 3
-    return TargetReader(lm, task, with_words(target, even), reads_states=False).evidence(ids_of(task))
+    torch.testing.assert_close(found, states + words)
 
 
 # ---- company

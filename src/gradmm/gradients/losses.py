@@ -40,11 +40,6 @@ class Loss(Protocol):
     def index(self, token: int) -> int:
         """Where one of them stands among them."""
 
-    def first_log_probs(self, head: Head, h_ND: Tensor, task: BoundTask) -> Tensor | None:
-        """Log-probability that a label begins as each class's does (N, C), from the state that its first token is
-        predicted from; None where the loss is not calibrated over the classes.
-        """
-
 
 @dataclass(frozen=True)
 class VocabularyLoss:
@@ -61,9 +56,6 @@ class VocabularyLoss:
     def index(self, token: int) -> int:
         """Itself."""
         return token
-
-    def first_log_probs(self, head: Head, h_ND: Tensor, task: BoundTask) -> None:
-        """As of `Loss`: nothing, for over a whole vocabulary a model prefers some classes whatever it reads."""
 
 
 VOCABULARY = VocabularyLoss()
@@ -115,12 +107,6 @@ class VerbaliserLoss:
     def index(self, token: int) -> int:
         """Among `tokens_M`."""
         return self.tokens_M.tolist().index(token)
-
-    def first_log_probs(self, head: Head, h_ND: Tensor, task: BoundTask) -> Tensor:
-        """As of `Loss`; classes whose verbalisers begin alike have the same."""
-        logits_NM = head.rows(self.tokens_M)(h_ND)[0] + self.bias_CLM[0, 0]
-        log_probs_NM = logits_NM.masked_fill(~self.allowed_CLM[0, 0], -torch.inf).log_softmax(-1)
-        return log_probs_NM[:, [self.index(ids[0]) for ids in task.label_ids]]
 
     def calibrated(self, task: BoundTask, logits: Sequence[Tensor]) -> VerbaliserLoss:
         """The loss with the bias that makes every class as probable as every other.

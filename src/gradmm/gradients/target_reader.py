@@ -1,10 +1,9 @@
 """What a released target says of a text's class: a reader of labels who costs no privacy.
 
-Evidence for every class, in nats, is the sum of what is known of it:
+Evidence for every class, in nats, is the sum of two things that are known of it:
 
     words    sum over the text's words w of log(f_cw / f_w)      naive Bayes (McCallum and Nigam 1998)
     states   h . m_c - |m_c|^2 / 2                               Fisher's discriminant, in a whitened space
-    model    log p(label | text), calibrated                     what the loss says that the target is one of
 
 f_c are the class's shares of words, f what all classes have in common. m_c is the mean hidden state that the model
 reads its label from: a row's gradient is r h^T, and that of the bias r, so with u the label's first token
@@ -13,9 +12,6 @@ reads its label from: a row's gradient is r h^T, and that of the bias r, so with
 
 is the mean of the rows' h, weighted by how wrong the model is about each. Noise has to be taken off a release
 beforehand (`denoising`).
-
-The model's own opinion is public. Where little is left of a release it is most of what there is to go by, and
-where the model has no idea of the classes, it is nearly the same for all of them.
 
 All of it follows from the release and the text, and is post-processing.
 
@@ -69,27 +65,21 @@ class TargetReader:
             for text, ids in enumerate(texts_ids):
                 tokens, share = self._shares.of_all(ids)
                 found_NC[text] += self._words_CV[:, tokens] @ (share * len(ids))
-        order = by_length(texts_ids)
-        parts = (limit or BatchLimit()).map(
-            lambda part: self._read([texts_ids[i] for i in part]), order, "reading labels by the target"
-        )
-        if order:
-            found_NC[order] += torch.cat(list(parts))
+        if self._means_CD is not None:
+            means_CD, order = self._means_CD, by_length(texts_ids)
+            parts = (limit or BatchLimit()).map(
+                lambda part: self._states([texts_ids[i] for i in part]), order, "reading labels by the target"
+            )
+            h_ND = torch.cat(list(parts)) if order else means_CD.new_zeros(0, means_CD.shape[1])
+            found_NC[order] += h_ND @ means_CD.T - means_CD.square().sum(1) / 2
         return found_NC
 
     @torch.no_grad()
-    def _read(self, texts_ids: Sequence[Sequence[int]]) -> Tensor:
-        """What speaks for every class in the state that the label's first token is read from (N, C)."""
+    def _states(self, texts_ids: Sequence[Sequence[int]]) -> Tensor:
+        """What the first token of the label is read from, in the space (N, D), float64."""
         batch = self._task.collate(texts_ids, [0] * len(texts_ids)).to(self._lm.device)
-        h_ND = self._lm.hidden(batch.embed(self._lm.embeddings_VE), batch.predict_at_NL[:, :1])[:, 0]
-        found_NC = torch.zeros(len(texts_ids), len(self._task.label_ids), dtype=torch.float64)
-        log_probs_NC = self._space.loss.first_log_probs(self._lm.head, h_ND, self._task)
-        if log_probs_NC is not None:
-            found_NC += log_probs_NC.cpu().double()
-        if self._means_CD is not None:
-            mapped_ND = self._space.map_h(h_ND.float()).cpu().double()
-            found_NC += mapped_ND @ self._means_CD.T - self._means_CD.square().sum(1) / 2
-        return found_NC
+        h_NLD = self._lm.hidden(batch.embed(self._lm.embeddings_VE), batch.predict_at_NL[:, :1])
+        return self._space.map_h(h_NLD[:, 0].float()).cpu().double()
 
 
 def _words(target: ReleasedTarget, words_V: Tensor) -> Tensor | None:
