@@ -227,17 +227,23 @@ def draw(lines: list[dict[str, Any]], file: Path) -> None:
     data = sorted({name for own in found.values() for name in own})
     epsilons = sorted({epsilon for _, epsilon in found if not np.isinf(epsilon)})
     figure, axes = plt.subplots(1, len(data), figsize=(3.6 * len(data), 3.4), squeeze=False)
+    kinds = [
+        one
+        for one in ((PRIVATE, "o-"), (WITHOUT_WORDS, "^-"), ("DP-SGD", "s--"))
+        if any(one[0] == k for k, _ in found)
+    ]
     for axis, name in zip(axes[0], data, strict=True):
-        for kind, style in ((PRIVATE, "o-"), (WITHOUT_WORDS, "^-"), ("DP-SGD", "s--")):
+        for kind, style in kinds:
             points = sorted((epsilon, own[name]) for (what, epsilon), own in found.items() if what == kind)
             points = [point for point in points if point[1]]
             x, y = [point[0] for point in points], [100 * float(np.mean(point[1])) for point in points]
             axis.errorbar(x, y, [100 * np.std(p[1]) / len(p[1]) ** 0.5 for p in points], fmt=style, label=kind)
         across = [(what, own[name]) for (what, epsilon), own in found.items() if np.isinf(epsilon) and name in own]
         for number, (what, values) in enumerate(across):
-            axis.axhline(100 * float(np.mean(values)), color=f"C{number + 2}", linewidth=1, label=what)
+            axis.axhline(100 * float(np.mean(values)), color=f"C{number + len(kinds)}", linewidth=1, label=what)
         axis.set(xscale="log", xlabel="epsilon", ylabel="accuracy, %")
         axis.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
+        axis.set_xlim(epsilons[0] / 1.2, epsilons[-1] * 1.2)
         axis.minorticks_off()
         axis.set_title(name, fontsize=9)
     handles, labels = axes[0][0].get_legend_handles_labels()
