@@ -32,13 +32,12 @@ import gradmm
 from command_line import Run
 from gradmm.data.task import BoundTask, Task
 from gradmm.models import LanguageModel
-from tiny_models import KINDS, WITH_BOS, make_model, make_tokenizer
+from tiny_models import KINDS, WITH_BOS, TinyLM, make_model, make_tokenizer
 
 torch.set_num_threads(1)
 settings.register_profile("gradmm", deadline=None)  # a busy machine is no failure
 settings.load_profile("gradmm")
 
-TinyLM = Callable[..., LanguageModel]
 LONGEST = (
     *(
         "test_snippets",

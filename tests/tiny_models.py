@@ -8,13 +8,15 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from gradmm.models import LanguageModel
 
 TOKENS = 112
 ROWS = 120  # of the embedding table and the head: more than there are tokens, as in many a real model
@@ -41,6 +43,8 @@ _HEAD = {"head_dim": 8}
 _MAMBA = {"mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 4}
 _SSM = {"vocab_size": ROWS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
 
+TinyLM = Callable[..., LanguageModel]
+"""What the fixture `tiny_lm` is: a kind's name makes the model."""
 KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", **_GPT2},  # tied, absolute positions
     "openai-gpt": {"model_type": "openai-gpt", **_GPT2},  # no cache at all

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from conftest import TinyLM
 from gradmm.data.task import BoundTask
 from gradmm.errors import ConfigError, NonFiniteError, OutOfMemoryError
 from gradmm.labelling import label_log_probs
@@ -26,6 +25,7 @@ from gradmm.training.evaluate import judge
 from gradmm.training.finetune import FineTuner, TrainConfig, TrainState
 from gradmm.training.rows import TokenRows, tokenise
 from gradmm.training.trainable import LoraSettings
+from tiny_models import TinyLM
 
 TinyTask = Callable[..., BoundTask]
 TEXTS = (

@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import TinyLM
 from gradmm.data.task import BoundTask
 from gradmm.errors import ConfigError
 from gradmm.labelling import label_log_probs, own_log_probs
 from gradmm.models import LanguageModel
 from gradmm.training.trainable import LoraSettings, TrainableModel
-from tiny_models import make_model, make_tokenizer
+from tiny_models import TinyLM, make_model, make_tokenizer
 
 TinyTask = Callable[..., BoundTask]
 TEXTS = ("The film is great.", "A dull story with a bad end.", "A")

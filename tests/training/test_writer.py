@@ -9,11 +9,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from conftest import TinyLM
 from gradmm.errors import NonFiniteError, OutOfMemoryError
 from gradmm.training import writer
 from gradmm.training.trainable import LoraSettings, TrainableModel
 from gradmm.training.writer import Example, WriterConfig, next_token_loss, tune_writer
+from tiny_models import TinyLM
 from writer_oracles import literal_loss
 
 EXAMPLES: list[Example] = [([3, 4], [5, 6, 7]), ([8], [9]), ([3, 4, 5, 6], [7, 8, 9, 10, 11, 12])]
