@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradmm.gradients.spaces import Space
 from gradmm.models import LanguageModel
 
 Gradient = tuple[Tensor, Tensor | None]
@@ -78,3 +79,17 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     """|found - expected| / |expected|."""
     assert found.shape == expected.shape, (found.shape, expected.shape)
     return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def mapped(space: Space, weight_VD: Tensor, bias_V: Tensor) -> tuple[Tensor, Tensor]:
+    """A materialised gradient as a space sees it, map by map: A (G - grad_b m^T) B^T, and A grad_b."""
+    for one in space.maps:
+        if one.r_rows_M is not None:
+            weight_VD, bias_V = weight_VD[one.r_rows_M], bias_V[one.r_rows_M]
+        if one.r_MV is not None:
+            weight_VD, bias_V = one.r_MV @ weight_VD, one.r_MV @ bias_V
+        if one.h_shift_D is not None:
+            weight_VD = weight_VD - torch.outer(bias_V, one.h_shift_D)
+        if one.h_PD is not None:
+            weight_VD = weight_VD @ one.h_PD.T
+    return weight_VD, bias_V

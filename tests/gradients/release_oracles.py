@@ -56,14 +56,5 @@ def row_gradient(lm, task, text, label, space):
         weight_VD, bias_V = oracles.materialised_head_gradient(
             lm, [task.render(text, label)], [len(task.label_ids[label])]
         )
-    weight_VD, bias_V = weight_VD.detach(), bias_V.detach()
-    for one in space.maps:
-        if one.r_rows_M is not None:
-            weight_VD, bias_V = weight_VD[one.r_rows_M], bias_V[one.r_rows_M]
-        if one.r_MV is not None:
-            weight_VD, bias_V = one.r_MV @ weight_VD, one.r_MV @ bias_V
-        if one.h_shift_D is not None:
-            weight_VD = weight_VD - bias_V[:, None] * one.h_shift_D
-        if one.h_PD is not None:
-            weight_VD = weight_VD @ one.h_PD.T
+    weight_VD, bias_V = oracles.mapped(space, weight_VD.detach(), bias_V.detach())
     return weight_VD.double(), bias_V.double()

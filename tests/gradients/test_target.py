@@ -412,23 +412,14 @@ def target_in(lm: LanguageModel, task: BoundTask, names: tuple[str, ...]) -> Rel
 
 
 def mapped_oracle(lm, task, texts, label, space):
-    """The materialised gradient of the space's loss, map by map: A (G - grad_b m^T) B^T, and A grad_b."""
+    """The materialised gradient of the space's loss, map by map."""
     if isinstance(space.loss, VerbaliserLoss):
         added: Added = random_added(task)
         weight_VD, bias_V = verbaliser_gradient(lm, task, texts, [label] * len(texts), added)
         weight_VD, bias_V = weight_VD[space.loss.tokens_M], bias_V[space.loss.tokens_M]
     else:
         weight_VD, bias_V = oracle(lm, task, texts, label)
-    for one in space.maps:
-        if one.r_rows_M is not None:
-            weight_VD, bias_V = weight_VD[one.r_rows_M], bias_V[one.r_rows_M]
-        if one.r_MV is not None:
-            weight_VD, bias_V = one.r_MV @ weight_VD, one.r_MV @ bias_V
-        if one.h_shift_D is not None:
-            weight_VD = weight_VD - torch.outer(bias_V, one.h_shift_D)
-        if one.h_PD is not None:
-            weight_VD = weight_VD @ one.h_PD.T
-    return weight_VD, bias_V
+    return oracles.mapped(space, weight_VD, bias_V)
 
 
 @in_every_space
