@@ -15,8 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bad_table import CSV, JSONL, Bad, bad_file
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from bad_table import CSV, JSONL, Bad, bad_file
 
 MANY = b"".join(b'{"text": "%d", "label": %d}\n' % (n, n % 2) for n in range(9000))
 ZIPPED = gzip.compress(MANY, mtime=0)

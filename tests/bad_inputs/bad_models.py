@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from bad_table import CSV, TINY, Bad
 
+from bad_table import CSV, TINY, Bad
 from command_line import run
 from tiny_models import make_model, make_tokenizer
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 
 import pyarrow as pa
+
 from bad_files import HEAD, arrow, class_labels, jsonl, parquet
 from bad_table import CSV, JSONL, Bad, bad_file
 

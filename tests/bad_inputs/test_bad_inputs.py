@@ -12,12 +12,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from bad_commands import COMMANDS
 from bad_files import FILES
 from bad_models import MODELS
 from bad_rows import ROWS
 from bad_table import HERE, TINY, Bad
-
 from command_line import Run
 
 pytestmark = pytest.mark.usefixtures("own_folder")

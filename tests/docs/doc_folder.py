@@ -10,9 +10,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from doc_blocks import PAGES, blocks_of
-
 from command_line import run
+from doc_blocks import PAGES, blocks_of
 from tiny_models import make_model, make_tokenizer
 
 MODEL, RUN, PRIVATE, COMPARISON = "MODEL", "my-run", "private-run", "my-comparison"

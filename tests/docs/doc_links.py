@@ -6,8 +6,9 @@ import re
 from functools import cache
 from pathlib import Path
 
-from doc_blocks import blocks_of
 from markdown.extensions.toc import slugify
+
+from doc_blocks import blocks_of
 
 _LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
 _HEADING = re.compile(r"#{1,6} (.+)")

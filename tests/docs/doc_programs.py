@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from doc_folder import SMALL
 
 import gradmm
+from doc_folder import SMALL
 
 
 def run_quickly(text: str, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from doc_blocks import PAGES, ROOT, named
-from doc_links import anchors_of, links_of, objects_of
 
 import gradmm
+from doc_blocks import PAGES, ROOT, named
+from doc_links import anchors_of, links_of, objects_of
 from gradmm import errors
 from gradmm.config import GenerateConfig, _group
 from gradmm.data.presets import PRESETS

@@ -19,12 +19,12 @@ import matplotlib
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from doc_blocks import PAGES, PROGRAMS, ROOT, Block, Command, blocks_of, commands_of, named
-from doc_folder import COMPARISON, MODEL, PRIVATE, RUN, SMALL, give_runs, make_files, make_model_folder, make_runs
-from doc_programs import run_quickly
 from typer.main import get_command
 
 from command_line import run
+from doc_blocks import PAGES, PROGRAMS, ROOT, Block, Command, blocks_of, commands_of, named
+from doc_folder import COMPARISON, MODEL, PRIVATE, RUN, SMALL, give_runs, make_files, make_model_folder, make_runs
+from doc_programs import run_quickly
 from gradmm import cli, loading
 from gradmm.comparison.config import CompareConfig
 from gradmm.config import PACKAGED, ConfigOfRun, RunConfig, load_settings

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from loss_oracles import random_added, verbaliser_gradient, with_added
 
 import oracles
 from gradmm.gradients.factors import label_factors
 from gradmm.gradients.losses import VOCABULARY, VerbaliserLoss
 from gradmm.gradients.spaces import SpaceConfig, fit_space
 from gradmm.privacy.mechanism import FixedNoise
+from loss_oracles import random_added, verbaliser_gradient, with_added
 
 MIXED = (" bad", " happy", " surprised")
 SPLIT = [["The film is great.", "A dull story"], ["It was bad and long"], ["I", "A fine end", "The end is great"]]

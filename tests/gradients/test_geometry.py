@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from release_oracles import MIXED, loss_of, space_of
 
 from gradmm.gradients.geometry import geometry, planned_geometry
 from gradmm.gradients.spaces import IDENTITY, LinearMap, SpaceConfig
+from release_oracles import MIXED, loss_of, space_of
 
 
 @pytest.mark.parametrize(("kind", "has_bias"), [("phi", True), ("gpt2", False)])

@@ -9,14 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_oracles import (
-    following,
-    label_loss,
-    random_added,
-    starts_of,
-    verbaliser_gradient,
-    with_added,
-)
 from safetensors.torch import load_file, save_file
 
 import oracles
@@ -30,6 +22,14 @@ from gradmm.heads import Head
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.search import Search
+from loss_oracles import (
+    following,
+    label_loss,
+    random_added,
+    starts_of,
+    verbaliser_gradient,
+    with_added,
+)
 from tiny_models import ROWS, make_tokenizer
 
 TEXTS = ("A film.", "The story is dull and bad, and the film makes me sad.", "happy", "A great end. I feel fine")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from release_oracles import GIVEN, MIXED, NONE, SPLIT
 
 import oracles
 from gradmm.gradients.factors import label_factors
@@ -14,6 +13,7 @@ from gradmm.gradients.spaces import IDENTITY
 from gradmm.gradients.unigrams import TokenShares
 from gradmm.privacy.config import PrivacyConfig
 from gradmm.privacy.planning import make_plan, shares_of
+from release_oracles import GIVEN, MIXED, NONE, SPLIT
 
 
 def test_sets_of_texts_are_added_one_by_one(tiny_lm, tiny_task):

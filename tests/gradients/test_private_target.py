@@ -8,7 +8,6 @@ import math
 
 import pytest
 import torch
-from release_oracles import GIVEN, MIXED, NONE, SPLIT, loss_of, row_gradient, space_of
 
 import oracles
 from gradmm.errors import ConfigError, PrivacyBudgetError, TaskError
@@ -25,6 +24,7 @@ from gradmm.privacy.mechanism import FixedNoise, SystemNoise, clipped, quantum_o
 from gradmm.privacy.planning import make_plan, shares_of
 from gradmm.privacy.verification import verify
 from gradmm.store import RunFolder
+from release_oracles import GIVEN, MIXED, NONE, SPLIT, loss_of, row_gradient, space_of
 
 
 class Shelf:

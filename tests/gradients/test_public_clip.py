@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from release_oracles import MIXED, SPLIT, row_gradient, space_of
 
 from gradmm.errors import ConfigError, NonFiniteError
 from gradmm.gradients.factors import Factors, label_factors
 from gradmm.gradients.public_clip import public_clip, public_signal
+from release_oracles import MIXED, SPLIT, row_gradient, space_of
 
 
 def test_the_public_clip_is_the_median_norm():

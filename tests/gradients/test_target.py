@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loss_oracles import Added, random_added, verbaliser_gradient, with_added
 from safetensors.torch import load_file, save_file
 
 import oracles
@@ -28,6 +27,7 @@ from gradmm.measures import measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.solvers.matching import GradientMatching
+from loss_oracles import Added, random_added, verbaliser_gradient, with_added
 
 MIXED = (" bad", " happy", " surprised")
 ENDS = ("is great.", "makes me sad", "was bad", "feel", "I", "is fine and great and so on")

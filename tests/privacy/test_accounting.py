@@ -7,7 +7,6 @@ import pytest
 from dp_accounting import pld
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from privacy_oracles import delta_of_gaussian, epsilon_of_gaussian
 
 from gradmm.errors import ConfigError
 from gradmm.privacy.accounting import (
@@ -18,6 +17,7 @@ from gradmm.privacy.accounting import (
     merged,
     noise_multiplier_for,
 )
+from privacy_oracles import delta_of_gaussian, epsilon_of_gaussian
 
 ADD, REPLACE = "add_or_remove_one", "replace_one"
 SENSITIVITY = {ADD: 1.0, REPLACE: 2.0}

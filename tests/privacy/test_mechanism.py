@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from privacy_oracles import shown_epsilon
 from scipy import stats
 
 from gradmm.errors import DataError
@@ -24,6 +23,7 @@ from gradmm.privacy.mechanism import (
     counts_bound,
     quantum_of,
 )
+from privacy_oracles import shown_epsilon
 
 ADD, REPLACE = "add_or_remove_one", "replace_one"
 any_float = st.floats(width=64)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import HOSTILE, HOSTILE_LABELS, TEXTS, make_comparison_run, make_texts_run
 
 from gradmm.errors import printable
 from gradmm.report.html import write_report
+from run_folders import HOSTILE, HOSTILE_LABELS, TEXTS, make_comparison_run, make_texts_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

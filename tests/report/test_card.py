@@ -14,7 +14,6 @@ from huggingface_hub import DatasetCard
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from run_folders import HOSTILE, HOSTILE_LABELS, REAL_TEXT, TEXTS, make_comparison_run, make_texts_run
 
 from gradmm.errors import RunFolderError, printable
 from gradmm.report import card as cards
@@ -23,6 +22,7 @@ from gradmm.report.metadata import COLUMNS
 from gradmm.report.names import code, public_name, public_source
 from gradmm.report.read import Texts, read_run
 from gradmm.result import make_dataset
+from run_folders import HOSTILE, HOSTILE_LABELS, REAL_TEXT, TEXTS, make_comparison_run, make_texts_run
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table")
 HOSTILE_NAMES = (

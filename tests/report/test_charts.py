@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from run_folders import HOSTILE
 
 from gradmm.report import charts
 from gradmm.report.charts import Bar, Series, Words
 from gradmm.report.numbers import at_most, distance, is_wide, log_ticks, significant, ticks
+from run_folders import HOSTILE
 
 WORDS = Words("Title.", "Description.", "x axis", "y axis")
 SERIES = [Series("one", [(1, 0.1), (2, 0.01)]), Series("two", [(1, 0.3), (3, 0.02)], 1)]

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gradmm.errors import ConfigError, RunFolderError, printable
+from gradmm.report.html import write_report
 from run_folders import (
     HOSTILE,
     HOSTILE_LABELS,
@@ -29,9 +32,6 @@ from run_folders import (
     search_of,
     write_sums,
 )
-
-from gradmm.errors import ConfigError, RunFolderError, printable
-from gradmm.report.html import write_report
 
 VOID = {"meta", "link", "input", "img", "br", "hr"}
 EVERYTHING = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import run_folders
-from run_folders import make_comparison_run, make_texts_run
 
+import run_folders
 from gradmm.errors import RunFolderError
 from gradmm.report.publish import push
+from run_folders import make_comparison_run, make_texts_run
 
 REPO = "me/reviews"
 

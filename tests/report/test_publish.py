@@ -14,13 +14,11 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import run_folders
 import yaml
-from hub_stand_in import Hub, running
 from huggingface_hub import DatasetCard, constants
 from pydantic import BaseModel
-from run_folders import HOSTILE_LABELS, LABELS, REAL_TEXT, make_texts_run
 
+import run_folders
 from gradmm import cli_push
 from gradmm.config import RunConfig
 from gradmm.errors import ConfigError, GradmmError, HubError, RunFolderError
@@ -28,6 +26,8 @@ from gradmm.report.card import write_card
 from gradmm.report.hub import address
 from gradmm.report.publish import Pushed, push
 from gradmm.report.uploads import PUBLISHED, SETTINGS
+from hub_stand_in import Hub, running
+from run_folders import HOSTILE_LABELS, LABELS, REAL_TEXT, make_texts_run
 
 REPO = "me/reviews"
 CANARY = "kanarienvogel"

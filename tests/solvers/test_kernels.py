@@ -9,12 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selection_oracles import (
-    WORDS,
-    Problem,
-    every_distance,
-    tasks,
-)
 
 from gradmm.gradients.distances import FORMULAS
 from gradmm.gradients.factors import inner
@@ -22,6 +16,12 @@ from gradmm.solvers import kernels
 from gradmm.solvers.kernels import FactorKernel, SimilarityKernel
 from gradmm.solvers.selection import (
     select,
+)
+from selection_oracles import (
+    WORDS,
+    Problem,
+    every_distance,
+    tasks,
 )
 
 # ---- kernels

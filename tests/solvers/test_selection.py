@@ -11,15 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from selection_oracles import (
-    COUNTS,
-    DenseKernel,
-    Problem,
-    every_distance,
-    problems,
-    shared_out,
-    tasks,
-)
 
 from gradmm.gradients.distances import FORMULAS
 from gradmm.solvers import selection
@@ -28,6 +19,15 @@ from gradmm.solvers.selection import (
     SelectionConfig,
     alternating,
     select,
+)
+from selection_oracles import (
+    COUNTS,
+    DenseKernel,
+    Problem,
+    every_distance,
+    problems,
+    shared_out,
+    tasks,
 )
 
 # ---- the objective

@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gradmm.solvers.selection import (
+    fit_weights,
+)
 from selection_oracles import (
     NAMES,
     Problem,
     problems,
-)
-
-from gradmm.solvers.selection import (
-    fit_weights,
 )
 
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from train_tools import FLAGS, WORDS, rows_of, train, written
 
 from gradmm.found import Written
 from gradmm.loading import save_pretrained
@@ -15,6 +14,7 @@ from gradmm.result import make_dataset, write_result
 from gradmm.store import RunFolder
 from gradmm.training_run import TrainResult
 from tiny_models import make_model, make_tokenizer
+from train_tools import FLAGS, WORDS, rows_of, train, written
 
 
 @pytest.fixture(autouse=True)

@@ -7,15 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import gradmm
+from command_line import Run
+from gradmm.training_run import TrainResult
 from train_tools import (
     NAMES,
     saved_splits,
     written,
 )
-
-import gradmm
-from command_line import Run
-from gradmm.training_run import TrainResult
 
 
 def test_evaluate_prints_what_python_finds(run: Run, files: Path, made: TrainResult) -> None:

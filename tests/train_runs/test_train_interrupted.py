@@ -11,12 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_tools import (
-    assert_like,
-    metrics_in,
-    train,
-    weights_in,
-)
 
 from command_line import Outcome, Run
 from gradmm import training_run
@@ -24,6 +18,12 @@ from gradmm.models import LanguageModel
 from gradmm.store import RunFolder
 from gradmm.training.finetune import FineTuner
 from gradmm.training_run import TrainResult
+from train_tools import (
+    assert_like,
+    metrics_in,
+    train,
+    weights_in,
+)
 
 
 def test_control_c_ends_with_130_and_the_same_command_goes_on(

@@ -9,15 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from train_tools import (
-    KEPT,
-    MODEL_FILES,
-    assert_like,
-    contents,
-    metrics_in,
-    train,
-    weights_in,
-)
 
 import gradmm
 from command_line import Outcome, Run
@@ -29,6 +20,15 @@ from gradmm.models import LanguageModel
 from gradmm.training.finetune import FineTuner
 from gradmm.training_config import TrainRunConfig
 from gradmm.training_run import TrainResult
+from train_tools import (
+    KEPT,
+    MODEL_FILES,
+    assert_like,
+    contents,
+    metrics_in,
+    train,
+    weights_in,
+)
 
 
 def test_train_from_flags_alone(run: Run, base: list[str], splits: list[str], made: TrainResult) -> None:

@@ -8,11 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_tools import (
-    rows_of,
-    train,
-    written,
-)
 
 from command_line import Outcome, Run
 from gradmm.config import load_settings
@@ -23,6 +18,11 @@ from gradmm.training.finetune import TrainConfig
 from gradmm.training_config import TrainRunConfig
 from gradmm.training_data import load_train_data
 from gradmm.training_run import TrainResult
+from train_tools import (
+    rows_of,
+    train,
+    written,
+)
 
 # ---- settings
 

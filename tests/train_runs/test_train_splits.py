@@ -7,14 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_tools import (
-    FLAGS,
-    NAMES,
-    metrics_in,
-    rows_of,
-    saved_splits,
-    train,
-)
 
 from command_line import Run
 from gradmm import training_run
@@ -25,6 +17,14 @@ from gradmm.training.finetune import FineTuner
 from gradmm.training_config import TrainRunConfig
 from gradmm.training_data import TrainData
 from gradmm.training_run import TrainResult
+from train_tools import (
+    FLAGS,
+    NAMES,
+    metrics_in,
+    rows_of,
+    saved_splits,
+    train,
+)
 
 
 def test_the_test_split_chooses_nothing(

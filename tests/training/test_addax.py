@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from optimizer_tools import HALVES, Batch, TinyLM, bits_of, stored_step, zeros
 
 from gradmm.errors import ConfigError, NonFiniteError
 from gradmm.training.addax import Addax, split_by_length
+from optimizer_tools import HALVES, Batch, TinyLM, bits_of, stored_step, zeros
 
 # ---- steps
 

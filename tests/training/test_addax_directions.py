@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optimizer_tools import DTYPES, HALVES, Batch, TinyLM, bits_of, each_dtype, rows, zeros
 from torch.nn import functional
 
 from gradmm.training import addax
 from gradmm.training.addax import Addax, _Correction
+from optimizer_tools import DTYPES, HALVES, Batch, TinyLM, bits_of, each_dtype, rows, zeros
 
 # ---- z
 

@@ -6,12 +6,12 @@ import warnings
 
 import pytest
 import torch
-from optimizer_tools import zeros
 from pydantic import ValidationError
 
 from gradmm.errors import ConfigError
 from gradmm.training.addax import Addax
 from gradmm.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from optimizer_tools import zeros
 
 # ---- optimisers as torch knows them
 
