@@ -28,6 +28,8 @@ SMALL = {
     "space": {"public_texts": 4},
     "lengths": {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8},
 }
+TILTED = {"writer": {"rounds": 2}}
+"""With two releases: shares of words steer the writer."""
 SETS = [
     *("texts_per_class=2", "pool.texts_per_text=3", "writer.rounds=1", "refinement.evaluations=2"),
     *("refinement.proposals=2", "refinement.places=1", "space.public_texts=4", "lengths.distribution=uniform"),

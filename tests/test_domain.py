@@ -15,8 +15,7 @@ from gradmm.domain import Domain
 from gradmm.errors import DataError, RunFolderError
 from gradmm.pipeline import generate
 from gradmm.seeds import make_generator
-from test_pipeline import DATA_FILES, Interrupting, data_bytes, files, tiny_data
-from test_search import config
+from run_tools import DATA_FILES, Interrupting, data_bytes, files, search_config, tiny_data
 from writer_oracles import literal_loss
 
 TEXTS = ["what a great film", "who was bad in it ?", "a sad film", "why does the film end and end and end and end"]
@@ -31,7 +30,9 @@ def public(tmp_path: Path) -> str:
 
 def settings(**writer: Any) -> Any:
     writer = {"rounds": 2, "share": 0.5, "learning_rate": 1e-2} | writer
-    return config(texts_per_class=2, space={"public_texts": 4}, writer=writer, refinement={"evaluations": 0})
+    return search_config(
+        texts_per_class=2, space={"public_texts": 4}, writer=writer, refinement={"evaluations": 0}
+    )
 
 
 def make(lm: Any, *given: Any, **writer: Any) -> Any:

@@ -13,8 +13,7 @@ from gradmm.data.sources import load_data
 from gradmm.pipeline import generate
 from gradmm.search import Search
 from gradmm.solvers.forms import Form
-from test_pipeline import DATA_FILES, Interrupting, data_bytes, figures, files, tiny_data
-from test_search import FORMS, config
+from run_tools import DATA_FILES, FORMS, Interrupting, data_bytes, figures, files, search_config, tiny_data
 
 SOME = ["as_written", "lowercase+no_punctuation", "lowercase+spaced_punctuation"]
 
@@ -26,7 +25,7 @@ def make(lm: Any, data: Any, *given: Any, lengths: Any = None, **pool: Any) -> A
     pool = {"texts_per_text": 12} | pool
     space = {"public_texts": 3 * pool["texts_per_text"]}  # all that is written
     changes = {"pool": pool, "space": space} | ({"lengths": lengths} if lengths else {})
-    return generate(lm, "sst2", data, config(**changes), *given)
+    return generate(lm, "sst2", data, search_config(**changes), *given)
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -45,7 +44,7 @@ def test_a_candidate_that_is_cut_has_its_form(demo_lm: Any, demo_task: Any) -> N
     """In its form it has more tokens than are allowed, and where it is cut there is a full stop."""
     text, form = "It's bad. It's (so) good, she's told", Form("spaced_punctuation+no_final_punctuation")
     lengths = {"min_tokens": 1, "max_tokens": len(demo_task.text_ids(text))}
-    search = Search(BlockRunner(demo_lm, demo_task, config(lengths=lengths)))
+    search = Search(BlockRunner(demo_lm, demo_task, search_config(lengths=lengths)))
     assert search.fitted(text, Form()) == text
     assert search.fitted(text, form) == "It 's bad"
 

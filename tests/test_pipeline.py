@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import gradmm
 from gradmm import pipeline
 from gradmm.blocks import BlockRunner
 from gradmm.comparison.material import Silent
-from gradmm.config import GenerateConfig, load_config
+from gradmm.config import load_config
 from gradmm.data.sources import DataConfig, LabelledData, load_data
 from gradmm.data.task import BoundTask, Task
 from gradmm.decoding import log_perplexity
@@ -30,71 +28,24 @@ from gradmm.measures import measure
 from gradmm.memory import BatchLimit
 from gradmm.models import LanguageModel
 from gradmm.pipeline import generate
-from gradmm.progress import Reporter, Stage
+from gradmm.progress import Reporter
 from gradmm.result import Result
 from gradmm.search import Search
+from run_tools import (
+    DATA_FILES,
+    FILES,
+    TINY_ROWS,
+    Idle,
+    Interrupting,
+    admm_config,
+    data_bytes,
+    figures,
+    files,
+    tiny_data,
+)
 from store_tools import Kept
 
-DATA_FILES = ("data/synthetic.jsonl", "data/synthetic.parquet")
-FILES = {
-    *("config.yaml", "environment.json", "fingerprint.json", "metrics.json", "run.log", "SHA256SUMS"),
-    *DATA_FILES,
-}
-TINY_ROWS = [
-    *[(f"The film is bad, a dull story {n}.", 0) for n in range(5)],
-    *[(f"A great film is fine, happy {n}.", 1) for n in range(7)],
-]
 PLAIN = {"initial": {"candidates": 1}, "references": False}
-
-
-def tiny_config(**changes: Any) -> GenerateConfig:
-    small = {"solver": "admm", "texts_per_class": 3, "block_size": 3, "initial": {"candidates": 2}}
-    admm = {"n_outer": 2, "n_inner": 1, "relative_tolerance": 0}
-    lengths, space = {"distribution": "uniform", "min_tokens": 4, "max_tokens": 6}, {"public_texts": 3}
-    given = {**small, "admm": admm, "lengths": lengths, "space": space, **changes}
-    return GenerateConfig.model_validate(given)
-
-
-@cache
-def tiny_data() -> LabelledData:
-    return load_data(TINY_ROWS)
-
-
-class Interrupting(Reporter):
-    """Control-C after `left` advances, over all stages."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    @contextmanager
-    def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
-        yield self  # type: ignore[misc]
-
-    def advance(self, done: float = 1, shown: object = None, **figures: float) -> None:
-        if self.left == 0:
-            raise KeyboardInterrupt
-        self.left -= 1
-
-
-class Idle(Reporter):
-    """Nothing may be under way."""
-
-    def stage(self, name: str, total: float, unit: str) -> Any:
-        pytest.fail(f"work was begun: stage {name!r}")
-
-
-def files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def data_bytes(folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in DATA_FILES]
-
-
-def figures(folder: Path) -> dict[str, Any]:
-    metrics = json.loads((folder / "metrics.json").read_text())
-    del metrics["seconds"]
-    return metrics
 
 
 def jsonl_rows(folder: Path) -> list[dict[str, Any]]:
@@ -113,12 +64,12 @@ def demo_rows() -> LabelledData:
 
 @pytest.fixture(scope="module")
 def finished(demo_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return generate(demo_lm, "sst2", "demo", tiny_config(), tmp_path_factory.mktemp("demo") / "run")
+    return generate(demo_lm, "sst2", "demo", admm_config(), tmp_path_factory.mktemp("demo") / "run")
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_lm: Any, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, tiny_config(), tmp_path_factory.mktemp("tiny") / "run")
+    return generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, admm_config(), tmp_path_factory.mktemp("tiny") / "run")
 
 
 # ---- what a run gives
@@ -170,7 +121,7 @@ def test_the_run_folder_holds_exactly_this(finished: Result, demo_lm: LanguageMo
     assert files(finished.run_dir) == FILES
     assert not (finished.run_dir / "state").exists()
     settings = load_config(finished.run_dir / "config.yaml")
-    assert settings.generate_config() == tiny_config()
+    assert settings.generate_config() == admm_config()
     assert (settings.model.model_name_or_path, settings.data.dataset) == ("demo", "demo")
     ready = gradmm.get_task("sst2")
     assert settings.resolve_task(ready.label_names) == ready
@@ -209,7 +160,7 @@ def test_the_figures_are_those_of_the_texts(
     finished: Result, demo_lm: LanguageModel, demo_task: BoundTask, demo_rows: LabelledData
 ) -> None:
     """In the space that follows from what the LM writes, which is written once more."""
-    rows, config = jsonl_rows(finished.run_dir), tiny_config()
+    rows, config = jsonl_rows(finished.run_dir), admm_config()
     texts = [[row["text"] for row in rows if row["label"] == label] for label in range(2)]
     search = Search(BlockRunner(demo_lm, demo_task, config))
     space = search.public.fit_space(search.write(Kept(), Silent()))
@@ -230,7 +181,7 @@ def test_the_figures_are_those_of_the_texts(
 
 def test_metrics_are_json_for_everyone(tiny_lm: Any, tmp_path: Path) -> None:
     lengths = {"distribution": "fixed", "min_tokens": 1, "max_tokens": 1}  # one word has no pair of words
-    generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, tiny_config(lengths=lengths), tmp_path / "run")
+    generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, admm_config(lengths=lengths), tmp_path / "run")
     text = (tmp_path / "run" / "metrics.json").read_text()
     json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
 
@@ -240,7 +191,7 @@ def test_metrics_are_json_for_everyone(tiny_lm: Any, tmp_path: Path) -> None:
 
 def test_the_seed_decides(tiny_lm: Any, whole: Result, tmp_path: Path) -> None:
     for seed in (0, 1):
-        generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, tiny_config(seed=seed), tmp_path / f"{seed}")
+        generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, admm_config(seed=seed), tmp_path / f"{seed}")
     assert data_bytes(tmp_path / "0") == data_bytes(whole.run_dir)
     assert figures(tmp_path / "0") == figures(whole.run_dir)
     assert not set(whole.dataset["text"]) & {row["text"] for row in jsonl_rows(tmp_path / "1")}
@@ -250,7 +201,7 @@ def test_the_batch_size_changes_nothing(tiny_lm: Any) -> None:
     lengths = {"distribution": "uniform", "min_tokens": 3, "max_tokens": 20}
     means = []
     for size in (64, 1):
-        config = tiny_config(block_size=1, per_device_batch_size=size, lengths=lengths, references=False)
+        config = admm_config(block_size=1, per_device_batch_size=size, lengths=lengths, references=False)
         by_outer = defaultdict(list)
         for row in generate(tiny_lm("llama"), "sst2", TINY_ROWS, config).metrics["trace"]:
             by_outer[row["outer"]].append(row["primal_residual"])
@@ -264,7 +215,7 @@ def test_the_batch_size_changes_nothing(tiny_lm: Any) -> None:
 def test_without_a_folder_nothing_stays(tiny_lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    config = tiny_config(texts_per_class=5, references=False)  # five are no multiple of a block's three
+    config = admm_config(texts_per_class=5, references=False)  # five are no multiple of a block's three
     result = generate(tiny_lm("llama"), "sst2", TINY_ROWS, config)
     assert result.run_dir is None
     assert result.dataset["label"][:] == [0] * 5 + [1] * 5
@@ -274,10 +225,10 @@ def test_without_a_folder_nothing_stays(tiny_lm: Any, tmp_path: Path, monkeypatc
 
 def test_a_complete_run_is_returned_without_work(tiny_lm: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    first = generate(tiny_lm("llama"), "sst2", TINY_ROWS, tiny_config(), folder)
+    first = generate(tiny_lm("llama"), "sst2", TINY_ROWS, admm_config(), folder)
     before = {name: (folder / name).stat().st_mtime_ns for name in files(folder)}
     (folder / "state").mkdir()  # as a kill before the last step leaves it
-    config = tiny_config(per_device_batch_size=5)  # what does not change the texts
+    config = admm_config(per_device_batch_size=5)  # what does not change the texts
     again = generate(tiny_lm("llama"), "sst2", TINY_ROWS, config, str(folder), Idle())
     assert {name: (folder / name).stat().st_mtime_ns for name in files(folder)} == before
     assert not (folder / "state").exists()
@@ -290,7 +241,7 @@ def test_a_complete_run_is_returned_without_work(tiny_lm: Any, tmp_path: Path) -
 
 def test_wherever_a_run_of_several_waves_is_interrupted_it_ends_the_same(tiny_lm: Any, tmp_path: Path) -> None:
     def make(name: str, reporter: Reporter | None = None) -> Result:
-        config = tiny_config(**PLAIN, texts_per_class=4, block_size=2, per_device_batch_size=4)
+        config = admm_config(**PLAIN, texts_per_class=4, block_size=2, per_device_batch_size=4)
         return generate(tiny_lm("gpt2"), "sst2", tiny_data(), config, tmp_path / name, reporter)
 
     whole = make("whole")
@@ -322,7 +273,7 @@ def test_a_target_that_takes_long_goes_on_in_the_middle_of_a_class(
 ) -> None:
     monkeypatch.setattr(pipeline, "Unfinished", partial(Unfinished, seconds=0))
     monkeypatch.setattr(pipeline, "WINDOW", 1)
-    config, kept = tiny_config(per_device_batch_size=1), list[str]()
+    config, kept = admm_config(per_device_batch_size=1), list[str]()
 
     def make(name: str, reporter: Reporter | None = None) -> Result:
         return generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, config, tmp_path / name, reporter)
@@ -344,7 +295,7 @@ def test_an_interrupted_run_goes_on_with_another_batch_size(
     sizes: tuple[int, int], advances: int, tiny_lm: Any, tmp_path: Path
 ) -> None:
     def make(size: int, reporter: Reporter | None = None) -> Result:
-        config = tiny_config(**PLAIN, texts_per_class=4, block_size=2, per_device_batch_size=size)
+        config = admm_config(**PLAIN, texts_per_class=4, block_size=2, per_device_batch_size=size)
         return generate(tiny_lm("gpt2"), "sst2", TINY_ROWS[3:7], config, tmp_path / "run", reporter)
 
     with pytest.raises(KeyboardInterrupt):
@@ -357,17 +308,17 @@ def test_an_interrupted_run_goes_on_with_another_batch_size(
 
 def test_other_settings_data_or_model_are_refused(tiny_lm: Any, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, tiny_config(), tmp_path / "run", Interrupting(3))
+        generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, admm_config(), tmp_path / "run", Interrupting(3))
     head = f"{tmp_path / 'run'} holds a run with other settings:\n"
     tail = "\ncontinue it with the old ones, or give another folder"
     with pytest.raises(RunFolderError) as caught:
-        generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, tiny_config(seed=1, admm={"n_outer": 9}), tmp_path / "run")
+        generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, admm_config(seed=1, admm={"n_outer": 9}), tmp_path / "run")
     lines = str(caught.value).removeprefix(head).removesuffix(tail).splitlines()
     assert "  settings.seed: 0 -> 1" in lines
     assert "  settings.admm.n_outer: 2 -> 9" in lines
     for model, rows, key in (("gpt2", TINY_ROWS[1:], "data"), ("neox", TINY_ROWS, "model")):
         with pytest.raises(RunFolderError) as caught:
-            generate(tiny_lm(model), "sst2", rows, tiny_config(), tmp_path / "run")
+            generate(tiny_lm(model), "sst2", rows, admm_config(), tmp_path / "run")
         line = str(caught.value).removeprefix(head).removesuffix(tail)
         assert line.startswith(f"  {key}: ") and "\n" not in line
 
@@ -375,7 +326,7 @@ def test_other_settings_data_or_model_are_refused(tiny_lm: Any, tmp_path: Path) 
 def test_labels_that_are_not_the_tasks_are_refused_before_any_work(tiny_lm: Any, tmp_path: Path) -> None:
     rows = [{"text": f"row {n}", "label": ("neg", "pos")[n % 2]} for n in range(6)]
     with pytest.raises(TaskError) as caught:
-        generate(tiny_lm("llama"), "sst2", rows, tiny_config(), tmp_path / "run", Idle())
+        generate(tiny_lm("llama"), "sst2", rows, admm_config(), tmp_path / "run", Idle())
     assert str(caught.value) == (
         "the task's classes are ['negative', 'positive'] but those of the list in memory are ['neg', 'pos']; give "
         "a task over the data's classes (task.template, task.verbalisers), or set data.label_names and "
@@ -388,7 +339,7 @@ def test_a_row_beyond_the_context_is_refused_before_any_work(tiny_lm: Any, tiny_
     lm, long = tiny_lm("llama"), "A dull story " * 60
     bound = tiny_task(lm)
     with pytest.raises(DataError) as caught:
-        generate(lm, "sst2", [*TINY_ROWS, ("fine", 0), (long, 0)], tiny_config(), tmp_path / "run", Idle())
+        generate(lm, "sst2", [*TINY_ROWS, ("fine", 0), (long, 0)], admm_config(), tmp_path / "run", Idle())
     assert str(caught.value) == (
         f"the list in memory, row {len(TINY_ROWS) + 1} (counted from 0): text has {len(bound.text_ids(long))} "
         f"tokens, but the model's context of {lm.max_length} leaves room for {bound.room}: {long[:60]!r}...; "
@@ -402,13 +353,13 @@ def test_a_row_beyond_the_context_is_refused_before_any_work(tiny_lm: Any, tiny_
 def test_texts_beyond_the_context_are_refused_before_any_work(kind: str, tiny_lm: Any, tmp_path: Path) -> None:
     lengths = {"distribution": "fixed", "max_tokens": 200}
     with pytest.raises(GradmmError, match=r"lengths\.max_tokens"):
-        generate(tiny_lm(kind), "sst2", TINY_ROWS, tiny_config(lengths=lengths), tmp_path / "run", Idle())
+        generate(tiny_lm(kind), "sst2", TINY_ROWS, admm_config(lengths=lengths), tmp_path / "run", Idle())
     assert not (tmp_path / "run").exists()
 
 
 def test_bans_of_everything_are_refused_before_any_work(tiny_lm: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^the bans \{.*\} leave no token of 120; loosen them$"):
-        generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, tiny_config(bans={"substrings": [""]}), tmp_path / "run")
+        generate(tiny_lm("gpt2"), "sst2", TINY_ROWS, admm_config(bans={"substrings": [""]}), tmp_path / "run")
     assert not (tmp_path / "run").exists()  # it would refuse the mended settings
 
 
@@ -419,7 +370,7 @@ def test_three_classes_from_a_list_of_dicts(tiny_lm: Any) -> None:
     words = {"dull": " boring", "fine": " good", "rude": " awful"}
     task = Task(label_names=tuple(words), verbalisers=tuple(words.values()), template="{text} The film is")
     rows = [{"text": f"{name} film number {n}", "label": name, "other": n} for n in range(3) for name in words]
-    result = generate(tiny_lm("llama"), task, rows, tiny_config(texts_per_class=2))
+    result = generate(tiny_lm("llama"), task, rows, admm_config(texts_per_class=2))
     assert result.dataset.features["label"].names == ["dull", "fine", "rude"]
     assert [len(result.texts_of(label)) for label in range(3)] == [2, 2, 2]
     assert len(result.metrics["synthetic"]["class_distances"]) == 3
@@ -429,6 +380,6 @@ def test_a_csv_with_columns_of_its_own(tiny_lm: Any, tmp_path: Path) -> None:
     lines = [f'"{text}",{("negative", "positive")[label]}' for text, label in TINY_ROWS]
     (tmp_path / "rows.csv").write_text("\n".join(["review,mood", *lines]))
     data = load_data(tmp_path / "rows.csv", DataConfig(text_column="review", label_column="mood"))
-    from_csv = generate(tiny_lm("llama"), "sst2", data, tiny_config())
-    in_memory = generate(tiny_lm("llama"), "sst2", TINY_ROWS, tiny_config())
+    from_csv = generate(tiny_lm("llama"), "sst2", data, admm_config())
+    in_memory = generate(tiny_lm("llama"), "sst2", TINY_ROWS, admm_config())
     assert list(from_csv.dataset) == list(in_memory.dataset)

@@ -17,8 +17,7 @@ from gradmm.pipeline import generate
 from gradmm.search import Search
 from gradmm.solvers.forms import Form
 from gradmm.training.writer import tune_writer
-from test_pipeline import DATA_FILES, Interrupting, data_bytes, figures, files, tiny_data
-from test_search import config
+from run_tools import DATA_FILES, Interrupting, data_bytes, figures, files, search_config, tiny_data
 
 
 def settings(**changes: Any) -> Any:
@@ -29,7 +28,7 @@ def settings(**changes: Any) -> Any:
         "writer": {"rounds": 3, "share": 0.5, "learning_rate": 1e-2},
         "refinement": {"evaluations": 0},
     }
-    return config(**small | changes)
+    return search_config(**small | changes)
 
 
 def make(lm: Any, *given: Any, **changes: Any) -> Any:

@@ -21,26 +21,7 @@ from gradmm.result import Result
 from gradmm.search import Search
 from gradmm.solvers.refinement import Refiner
 from gradmm.store import RunFolder
-from test_pipeline import DATA_FILES, Interrupting, data_bytes, figures, files, tiny_data
-
-FORMS = ["as_written", "lowercase"]
-
-
-def config(**changes: Any) -> GenerateConfig:
-    small = {
-        **{"solver": "search", "texts_per_class": 3, "block_size": 3, "references": False},
-        "space": {"public_texts": 3},
-        "shrinkage": {"weight": 0},  # the rows are few, and what that does is told in test_shrinking
-        "writer": {"rounds": 1},
-        "refinement": {"evaluations": 6, "proposals": 3, "places": 2},
-        "initial": {"candidates": 2},
-        "admm": {"n_outer": 1, "n_inner": 1},
-        "lengths": {"distribution": "uniform", "min_tokens": 4, "max_tokens": 8},
-    }
-    # Of all the forms that there are, and of who learns labels, test_forming and test_teaching tell.
-    pool = {"texts_per_text": 6, "forms": FORMS, **changes.get("pool", {})}
-    check = {"reader": "model", **changes.get("label_check", {})}
-    return GenerateConfig.model_validate({**small, **changes, "pool": pool, "label_check": check})
+from run_tools import DATA_FILES, Interrupting, data_bytes, figures, files, search_config, tiny_data
 
 
 def make(lm: Any, settings: GenerateConfig, *more: Any) -> Result:
@@ -49,7 +30,7 @@ def make(lm: Any, settings: GenerateConfig, *more: Any) -> Result:
 
 @pytest.fixture(scope="module")
 def whole(demo_lm: Any, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    settings = config(references=True, refinement={"evaluations": 24, "proposals": 4, "places": 2})
+    settings = search_config(references=True, refinement={"evaluations": 24, "proposals": 4, "places": 2})
     return make(demo_lm, settings, tmp_path_factory.mktemp("search") / "run")
 
 
@@ -90,7 +71,7 @@ def test_what_is_minimised_is_the_distance_of_all_classes_or_of_each(
     words = {"dull": " boring", "fine": " good", "rude": " awful"}
     task = Task(label_names=tuple(words), verbalisers=tuple(words.values()), template="{text} The film is")
     rows = [{"text": f"{name} film number {n}", "label": name} for n in range(3) for name in words]
-    settings = config(
+    settings = search_config(
         texts_per_class=dict(zip(words, (2, 3, 4), strict=True)),
         pool={"texts_per_text": 6, "forms": ["as_written"]},
         distance={"classes": classes},
@@ -121,7 +102,9 @@ def test_texts_of_admm_and_of_the_user_are_candidates_too(tiny_lm: Any, tmp_path
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row | {"label": row["label"]}) + "\n" for row in own))
     (tmp_path / "labels.json").write_text('["negative", "positive"]')
     pool = {"texts_per_text": 1, "files": [str(tmp_path / "mine.jsonl")], "forms": ["as_written"]}
-    settings = config(solver="both", texts_per_class=7, pool=pool, refinement={"evaluations": 0}, block_size=4)
+    settings = search_config(
+        solver="both", texts_per_class=7, pool=pool, refinement={"evaluations": 0}, block_size=4
+    )
     result = make(tiny_lm("gpt2"), settings)
     assert {"admm", str(tmp_path / "mine.jsonl")} & set(result.dataset["source"])
     assert min(result.metrics["search"][0]["candidates"]) >= 8
@@ -129,7 +112,7 @@ def test_texts_of_admm_and_of_the_user_are_candidates_too(tiny_lm: Any, tmp_path
 
 
 def test_without_refinement_the_selected_texts_are_the_result(tiny_lm: Any) -> None:
-    result = make(tiny_lm("gpt2"), config(refinement={"evaluations": 0}))
+    result = make(tiny_lm("gpt2"), search_config(refinement={"evaluations": 0}))
     assert set(result.dataset["source"]) == {"lm"}
     assert [own["evaluations"] for own in result.metrics["search"]] == [0]
 
@@ -137,7 +120,7 @@ def test_without_refinement_the_selected_texts_are_the_result(tiny_lm: Any) -> N
 @pytest.mark.parametrize(("classes", "sizes"), [("together", [6]), ("apart", [3, 3])])
 def test_weights_are_a_column(classes: str, sizes: list[int], tiny_lm: Any) -> None:
     plain, weighted = (
-        make(tiny_lm("gpt2"), config(selection={"weights": flag}, distance={"classes": classes}))
+        make(tiny_lm("gpt2"), search_config(selection={"weights": flag}, distance={"classes": classes}))
         for flag in (False, True)
     )
     assert list(plain.dataset["text"]) == list(weighted.dataset["text"])
@@ -158,7 +141,7 @@ def test_weights_are_a_column(classes: str, sizes: list[int], tiny_lm: Any) -> N
     ],
 )
 def test_every_space_can_be_searched_in(space: dict[str, Any], tiny_lm: Any) -> None:
-    settings = config(space={"rank": 8, "public_texts": 10} | space, solver="both")
+    settings = search_config(space={"rank": 8, "public_texts": 10} | space, solver="both")
     result = make(tiny_lm("llama"), settings)
     assert result.dataset.num_rows == 6
     assert 0 <= result.metrics["synthetic"]["distance"] < 1
@@ -173,7 +156,7 @@ def test_wherever_a_search_is_interrupted_it_ends_the_same(
 ) -> None:
     fewer = {"pool": {"texts_per_text": 3}, "refinement": {"evaluations": 2, "proposals": 2, "places": 1}}
     more = fewer | {"label_check": {"relabel": solver == "search"}}
-    settings = config(solver=solver, texts_per_class=2, **more)
+    settings = search_config(solver=solver, texts_per_class=2, **more)
     make(tiny_lm("gpt2"), settings, tmp_path / "whole")
     for advances in count(0, every):
         folder = tmp_path / f"{advances}"
@@ -194,7 +177,7 @@ def test_what_was_selected_for_all_classes_is_gone_on_with(
 ) -> None:
     """Killed in the middle of refinement, and when the set was kept."""
     pool, refinement = {"texts_per_text": 6, "forms": ["as_written"]}, {"places": 1, "proposals": 2}
-    settings = config(pool=pool, refinement=refinement | {"evaluations": 8})
+    settings = search_config(pool=pool, refinement=refinement | {"evaluations": 8})
     whole = make(tiny_lm("gpt2"), settings, tmp_path / "whole")
     (group,) = whole.metrics["search"]
     assert group["classes"] == [0, 1] and group["changes"] > 0
@@ -225,7 +208,7 @@ def test_what_was_selected_for_all_classes_is_gone_on_with(
 
 
 def test_too_few_candidates_are_an_error(tiny_lm: Any) -> None:
-    settings = config(pool={"texts_per_text": 1, "near_duplicate": 0.01}, texts_per_class=20)
+    settings = search_config(pool={"texts_per_text": 1, "near_duplicate": 0.01}, texts_per_class=20)
     with pytest.raises(DataError) as caught:
         make(tiny_lm("gpt2"), settings)
     told = str(caught.value)
@@ -238,7 +221,7 @@ def test_too_few_candidates_are_an_error(tiny_lm: Any) -> None:
 
 def test_a_distance_of_whole_matrices_cannot_be_searched_with(tiny_lm: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        make(tiny_lm("gpt2"), config(distance={"name": "tag"}), tmp_path / "run")
+        make(tiny_lm("gpt2"), search_config(distance={"name": "tag"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert str(caught.value) == (
         "distance.name 'tag' needs whole matrices, so no search is possible with it; choose one of ['cosine', "
@@ -247,7 +230,7 @@ def test_a_distance_of_whole_matrices_cannot_be_searched_with(tiny_lm: Any, tmp_
 
 
 def test_no_class_starves_silently(tiny_lm: Any, caplog: pytest.LogCaptureFixture) -> None:
-    settings = config(label_check={"min_probability": 1.0}, refinement={"evaluations": 0})
+    settings = search_config(label_check={"min_probability": 1.0}, refinement={"evaluations": 0})
     result = make(tiny_lm("gpt2"), settings)
     assert Counter(result.dataset["label"]) == {0: 3, 1: 3}
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
@@ -256,9 +239,9 @@ def test_no_class_starves_silently(tiny_lm: Any, caplog: pytest.LogCaptureFixtur
 
 
 def test_texts_below_the_threshold_are_not_chosen(tiny_lm: Any) -> None:
-    free = make(tiny_lm("gpt2"), config(refinement={"evaluations": 0}))
+    free = make(tiny_lm("gpt2"), search_config(refinement={"evaluations": 0}))
     threshold = sorted(free.dataset["label_score"])[2]
-    settings = config(label_check={"min_probability": threshold}, refinement={"evaluations": 0})
+    settings = search_config(label_check={"min_probability": threshold}, refinement={"evaluations": 0})
     assert min(make(tiny_lm("gpt2"), settings).dataset["label_score"]) >= threshold
 
 
@@ -267,7 +250,9 @@ def test_texts_become_candidates_of_their_most_probable_class(
 ) -> None:
     """With two classes that is the one with a calibrated probability of a half or more."""
     few = {"pool": {"texts_per_text": 8}, "refinement": {"evaluations": 0}}
-    plain, moved = (make(tiny_lm("gpt2"), config(label_check={"relabel": flag}, **few)) for flag in (False, True))
+    plain, moved = (
+        make(tiny_lm("gpt2"), search_config(label_check={"relabel": flag}, **few)) for flag in (False, True)
+    )
     assert Counter(moved.dataset["label"]) == {0: 3, 1: 3}
     (own,), (before,) = moved.metrics["search"], plain.metrics["search"]
     came, went = own["relabelled_in"], own["relabelled_out"]
@@ -281,7 +266,7 @@ def test_texts_become_candidates_of_their_most_probable_class(
 
 def test_other_texts_in_a_file_of_candidates_are_another_run(tiny_lm: Any, tmp_path: Path) -> None:
     mine = tmp_path / "mine.jsonl"
-    settings = config(pool={"texts_per_text": 6, "files": [str(mine)]})
+    settings = search_config(pool={"texts_per_text": 6, "files": [str(mine)]})
     told = []
     for word in ("dull", "fine"):
         rows = [{"text": f"A {word} film.", "label": name} for name in ("negative", "positive")]
@@ -296,8 +281,8 @@ def test_other_texts_in_a_file_of_candidates_are_another_run(tiny_lm: Any, tmp_p
 
 def test_an_earlier_run_brings_candidates(tiny_lm: Any, tmp_path: Path) -> None:
     earlier = tmp_path / "earlier"
-    first = make(tiny_lm("gpt2"), config(seed=1), earlier)
+    first = make(tiny_lm("gpt2"), search_config(seed=1), earlier)
     pool = {"texts_per_text": 1, "files": [str(earlier)], "forms": ["as_written"]}
-    result = make(tiny_lm("gpt2"), config(texts_per_class=5, pool=pool, refinement={"evaluations": 0}))
+    result = make(tiny_lm("gpt2"), search_config(texts_per_class=5, pool=pool, refinement={"evaluations": 0}))
     brought = [row["text"] for row in result.dataset if row["source"] == str(earlier)]
     assert brought and set(brought) <= set(first.dataset["text"])

@@ -25,9 +25,8 @@ from gradmm.shrinking import find_shift
 from private_tools import ROWS as PRIVATE_ROWS
 from private_tools import StopAt
 from private_tools import make as make_private
+from run_tools import TINY_ROWS, data_bytes, search_config
 from store_tools import Kept
-from test_pipeline import TINY_ROWS, data_bytes
-from test_search import config
 
 ALONE = {"shrinkage": {"weight": 0}}
 AUTO = {"weight": "auto"}
@@ -35,7 +34,7 @@ READER = {"reader": "rows", "max_steps": 1, "learning_rate": 1e-3}
 
 
 def of(demo_lm: Any, demo_task: Any, rows: Any, **changes: Any) -> Material:
-    settings = config(**{"space": {"public_texts": 6}, "shrinkage": AUTO, **changes})
+    settings = search_config(**{"space": {"public_texts": 6}, "shrinkage": AUTO, **changes})
     return Material(demo_lm, demo_task, load_data(rows), settings, 0, Kept(), 3)
 
 
@@ -112,11 +111,11 @@ def test_other_rows_take_other_texts(demo_lm: Any, demo_task: Any) -> None:
 
 @pytest.mark.parametrize(("solver", "weight"), [("admm", "auto"), ("admm", 0.5), ("search", 0)])
 def test_it_is_not_asked_for(demo_lm: Any, demo_task: Any, solver: str, weight: Any) -> None:
-    settings = config(solver=solver, shrinkage={"weight": weight})
+    settings = search_config(solver=solver, shrinkage={"weight": weight})
     search = Search(BlockRunner(demo_lm, demo_task, settings))
     target = compute_target(demo_lm, demo_task, [[texts] for texts in demo_rows()]).centred()
     assert find_shift(search, target) is None
-    assert find_shift(Search(BlockRunner(demo_lm, demo_task, config(shrinkage=AUTO))), target) is not None
+    assert find_shift(Search(BlockRunner(demo_lm, demo_task, search_config(shrinkage=AUTO))), target) is not None
 
 
 def test_classes_of_one_row_are_taken_at_their_word(
@@ -124,7 +123,7 @@ def test_classes_of_one_row_are_taken_at_their_word(
 ) -> None:
     """How far a single row is off is not known, and that is said."""
     target = compute_target(demo_lm, demo_task, [[texts] for texts in demo_rows(1)]).centred()
-    assert find_shift(Search(BlockRunner(demo_lm, demo_task, config(shrinkage=AUTO))), target) is None
+    assert find_shift(Search(BlockRunner(demo_lm, demo_task, search_config(shrinkage=AUTO))), target) is None
     assert "every class has one real row" in caplog.text
 
 
@@ -133,7 +132,7 @@ def test_classes_of_one_row_are_taken_at_their_word(
 
 def run(lm: Any, *more: Any, **changes: Any) -> Any:
     rows = [(text, label) for label, texts in enumerate(demo_rows(4)) for text in texts]
-    settings = config(**{"space": {"public_texts": 12}, "shrinkage": AUTO, **changes})
+    settings = search_config(**{"space": {"public_texts": 12}, "shrinkage": AUTO, **changes})
     return generate(lm, "sst2", rows, settings, *more)
 
 

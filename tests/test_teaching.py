@@ -24,8 +24,7 @@ from gradmm.pipeline import generate
 from gradmm.public_text import PublicText
 from gradmm.solvers.pool import Candidate
 from gradmm.teaching import Teacher
-from test_pipeline import Interrupting, data_bytes, tiny_data
-from test_search import config
+from run_tools import Interrupting, data_bytes, search_config, tiny_data
 
 TAUGHT = {"reader": "rows", "max_steps": 30, "num_train_epochs": 300, "learning_rate": 0.02}
 CLASSES = (("bad", "dull"), ("great", "fine"))
@@ -44,7 +43,7 @@ def lm(tiny_lm: Any) -> Any:
 
 def checking(lm: Any, **label_check: Any) -> tuple[LabelCheck, Any]:
     settings, task = (
-        config(label_check=TAUGHT | label_check),
+        search_config(label_check=TAUGHT | label_check),
         BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length),
     )
     teacher = Teacher(Domain(lm, task, settings), settings, rows_of)
@@ -82,7 +81,7 @@ def test_the_same_seed_teaches_the_same(lm: Any) -> None:
 
 def test_the_reader_learns_from_where_the_writer_stands(lm: Any) -> None:
     """A lesson that moves nothing leaves him as who has read text of the domain, and without any as the LM is."""
-    settings = config(label_check=TAUGHT | {"learning_rate": 1e-12})
+    settings = search_config(label_check=TAUGHT | {"learning_rate": 1e-12})
     task = BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length)
     read = Domain(lm, task, settings, {"read": ["A film about a film ."] * 20})
     plain_NC, domain_NC = (label_log_probs(who, task, task.texts_ids(TEXTS[0])) for who in (lm, read.writer))
@@ -93,7 +92,9 @@ def test_the_reader_learns_from_where_the_writer_stands(lm: Any) -> None:
 
 
 def test_without_a_teacher_the_lm_is_asked_and_not_trusted_to_relabel(lm: Any) -> None:
-    runner = BlockRunner(lm, BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length), config(label_check=TAUGHT))
+    runner = BlockRunner(
+        lm, BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length), search_config(label_check=TAUGHT)
+    )
     check = LabelCheck(runner)
     assert check.reader is lm and not check.knows_classes
     checked = check.checked(pools(*TEXTS))
@@ -152,7 +153,7 @@ def test_refinement_changes_no_text_into_one_of_another_class(
         return asked[-1]
 
     monkeypatch.setattr(LabelCheck, "carries", carries)
-    settings = config(label_check=TAUGHT, refinement={"evaluations": 40, "proposals": 4, "places": 2})
+    settings = search_config(label_check=TAUGHT, refinement={"evaluations": 40, "proposals": 4, "places": 2})
     figures = generate(tiny_lm("gpt2"), "sst2", tiny_data(), settings).metrics["search"]
     assert asked.count(True) == sum(group["changes"] for group in figures) > 0
     assert asked.count(False) > 0
@@ -162,7 +163,7 @@ def test_refinement_changes_no_text_into_one_of_another_class(
 
 
 def test_an_interrupted_run_ends_the_same(tiny_lm: Any, tmp_path: Any) -> None:
-    settings = config(label_check=TAUGHT, writer={"rounds": 2, "share": 0.5}, space={"public_texts": 3})
+    settings = search_config(label_check=TAUGHT, writer={"rounds": 2, "share": 0.5}, space={"public_texts": 3})
     lm = tiny_lm("gpt2")
     whole = generate(lm, "sst2", tiny_data(), settings, tmp_path / "whole")
     for left in (3, 9, 15):
@@ -176,7 +177,7 @@ def test_an_interrupted_run_ends_the_same(tiny_lm: Any, tmp_path: Any) -> None:
 
 def test_nobody_learns_again_for_sets_that_are_there(tiny_lm: Any, tmp_path: Any, monkeypatch: Any) -> None:
     """A run that breaks off when all is selected and refined asks for no label when it goes on."""
-    settings, lm = config(label_check=TAUGHT, references=True), tiny_lm("gpt2")
+    settings, lm = search_config(label_check=TAUGHT, references=True), tiny_lm("gpt2")
     monkeypatch.setattr("gradmm.pipeline.measure", lambda *given: pytest.fail("broken off"))
     with pytest.raises(pytest.fail.Exception, match="broken off"):
         generate(lm, "sst2", tiny_data(), settings, tmp_path)
@@ -187,7 +188,7 @@ def test_nobody_learns_again_for_sets_that_are_there(tiny_lm: Any, tmp_path: Any
 
 def test_what_is_learnt_is_said(tiny_lm: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gradmm")
-    generate(tiny_lm("gpt2"), "sst2", tiny_data(), config(label_check=TAUGHT))
+    generate(tiny_lm("gpt2"), "sst2", tiny_data(), search_config(label_check=TAUGHT))
     assert f"learning from {len(tiny_data())} real rows which texts carry their label" in caplog.text
     assert "updates" not in caplog.text, "it has but 30"
 
@@ -201,7 +202,7 @@ def test_a_long_lesson_tells_how_far_it_is(lm: Any, caplog: pytest.LogCaptureFix
 
 def test_a_rate_that_is_too_high_is_named(tiny_lm: Any) -> None:
     with pytest.raises(NonFiniteError) as caught:
-        generate(tiny_lm("gpt2"), "sst2", tiny_data(), config(label_check=TAUGHT | {"learning_rate": 1e30}))
+        generate(tiny_lm("gpt2"), "sst2", tiny_data(), search_config(label_check=TAUGHT | {"learning_rate": 1e30}))
     said = str(caught.value)
     assert said.startswith("learning the classes from real rows: ")
     assert said.endswith("(label_check.learning_rate; label_check.reader=model does without)")
@@ -254,7 +255,7 @@ def target_of(lm: Any, task: BoundTask, settings: GenerateConfig, rows: list[lis
 
 def test_the_target_says_which_text_is_of_which_class(lm: Any) -> None:
     """What it says is `TargetReader`'s evidence; a text of another class goes there."""
-    settings = config(label_check={"reader": "target"}, space={"maps": ("whitened",)})
+    settings = search_config(label_check={"reader": "target"}, space={"maps": ("whitened",)})
     task = BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length)
     target = target_of(lm, task, settings)
     check = LabelCheck(BlockRunner(lm, task, settings)).by(target)
@@ -272,7 +273,7 @@ def test_the_target_says_which_text_is_of_which_class(lm: Any) -> None:
 
 
 def test_who_reads_by_the_target_has_to_be_given_one(lm: Any) -> None:
-    settings = config(label_check={"reader": "target"}, space={"maps": ("whitened",)})
+    settings = search_config(label_check={"reader": "target"}, space={"maps": ("whitened",)})
     task = BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length)
     check = LabelCheck(BlockRunner(lm, task, settings))
     with pytest.raises(AssertionError, match="by which target"):
@@ -280,7 +281,7 @@ def test_who_reads_by_the_target_has_to_be_given_one(lm: Any) -> None:
     target = target_of(lm, task, settings)
     assert check.by(target) is check.by(target), "reads it once"
     assert check.by(target) is not check.by(target_of(lm, task, settings, TEXTS[::-1]))
-    other = LabelCheck(BlockRunner(lm, task, config(label_check={"reader": "model"})))
+    other = LabelCheck(BlockRunner(lm, task, search_config(label_check={"reader": "model"})))
     assert other.by(target) is other, "who does not read it"
 
 

@@ -26,7 +26,7 @@ from gradmm.public_text import PublicText
 from gradmm.reporters import make_reporter
 from gradmm.search import Search
 from private_tools import BUDGET, COMMAND, FEW, PRIVACY, RELATION, ROWS, config, make
-from test_pipeline import Idle
+from run_tools import Idle
 
 SMALL = ("verbaliser", "contrasts", "whitened")
 
