@@ -1,8 +1,7 @@
-"""`gradmm.privacy.ledger` and `verification`: nothing is drawn that is not written, and what was written stays."""
+"""`gradmm.privacy.ledger`: nothing is drawn that is not written, and what was written stays."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -10,27 +9,16 @@ from pathlib import Path
 import pytest
 
 from gradmm.errors import PrivacyBudgetError, RunFolderError
-from gradmm.privacy.accounting import Gaussian, accountant_version, calibrated, epsilon_of
+from gradmm.privacy.accounting import Gaussian, accountant_version, epsilon_of
 from gradmm.privacy.config import Promise
 from gradmm.privacy.ledger import LEDGER, Ledger, release_once
-from gradmm.privacy.ledger_lines import Spend, chained, encoded
+from gradmm.privacy.ledger_lines import chained, encoded
 from gradmm.privacy.verification import verify
+from ledger_tools import COUNTS, PROMISE, spend, written
 
-PROMISE = Promise(neighboring_relation="add_or_remove_one", target_delta=1e-5, num_rows=500)
-COUNTS, TARGET = calibrated([Gaussian(3.0), Gaussian(1.0)], 1.0, 1e-5, "add_or_remove_one", "rdp")
 RDP = Promise(neighboring_relation="add_or_remove_one", target_delta=1e-5, num_rows=500, accountant="rdp")
 """The faster accountant, where it does not matter which."""
-
-
-def spend(name="target", event=TARGET, **given) -> Spend:
-    return Spend(**{"bound": 0.5, "dimension": 64, "noise": "a test's words"} | given, release=name, event=event)
-
-
 BOTH = [spend("counts", COUNTS, bound=1.0, dimension=2), spend()]
-
-
-def written(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / LEDGER).read_text().splitlines()]
 
 
 class Run:
@@ -65,9 +53,6 @@ class Run:
 
     def go(self) -> str:
         return release_once(self.ledger, BOTH, self.load, self.prepare, self.draw, self.save)
-
-
-# ---- what is written
 
 
 def test_the_lines_of_a_ledger(tmp_path):
@@ -120,9 +105,6 @@ def test_the_whole_budget_can_be_spent_in_any_order(tmp_path):
         for one in order:
             ledger.spend([one])
         assert 0.9999 < ledger.epsilon <= 1
-
-
-# ---- the budget
 
 
 def test_a_spend_above_the_budget_is_refused_and_leaves_no_trace(tmp_path):
@@ -196,9 +178,6 @@ def test_a_draw_that_was_lost_is_drawn_again_as_it_was_planned(tmp_path):
     assert Ledger(tmp_path, RDP, 4.0).planned_epsilon == 1.5
 
 
-# ---- kills
-
-
 @pytest.mark.parametrize("step", ["read", "draw", "save"])
 def test_a_run_that_is_killed_never_draws_what_it_did_not_write(tmp_path, step):
     with pytest.raises(KeyboardInterrupt):
@@ -258,9 +237,6 @@ def test_a_cut_line_is_said_and_a_new_one_follows_it(tmp_path, caplog):
     assert verify(tmp_path).holds
 
 
-# ---- what does not fit
-
-
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -309,117 +285,3 @@ def test_a_tests_noise_is_marked(tmp_path):
     ledger.spend([spend(is_private=False, noise="fixed")])
     assert not ledger.is_private
     assert verify(tmp_path).faults == ("line 2 released 'target' with a test's noise: NOT PRIVATE",)
-
-
-# ---- verification
-
-
-@pytest.fixture
-def spent(tmp_path) -> Path:
-    Ledger(tmp_path, PROMISE, 1.0).spend([spend("counts", Gaussian(20.0)), spend(event=Gaussian(4.0))])
-    return tmp_path
-
-
-def test_a_ledger_that_holds(spent):
-    found = verify(spent)
-    assert found.holds and found.faults == ()
-    events = [Gaussian(20.0), Gaussian(4.0)]
-    assert found.epsilon == epsilon_of(events, 1e-5, "add_or_remove_one")
-    assert found.epsilon_other == epsilon_of(events, 1e-5, "add_or_remove_one", "rdp")
-    assert [line["release"] for line in found.spends] == ["counts", "target"]
-
-
-def test_a_ledger_without_spends_holds(tmp_path):
-    Ledger(tmp_path, PROMISE, 1.0)
-    assert verify(tmp_path).holds and verify(tmp_path).epsilon == 0
-
-
-def test_every_changed_byte_is_found(spent):
-    path = spent / LEDGER
-    whole = path.read_bytes()
-    for at in range(0, len(whole), 5):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        try:
-            assert not verify(spent).holds, at
-        except RunFolderError:
-            assert at <= whole.index(b"\n"), "without a declaration there is nothing to verify"
-        if whole[at : at + 1] != b"\n" or at < len(whole) - 1:
-            with pytest.raises(RunFolderError, match="was altered"):
-                Ledger(spent, PROMISE, 1.0)
-
-
-def test_a_line_says_how_it_was_changed(spent):
-    path = spent / LEDGER
-    whole = path.read_text()
-    path.write_text(whole.replace('"noise_multiplier": 4.0', '"noise_multiplier": 9.0'))
-    assert verify(spent).faults == ("line 3 was changed: its sha256 is another",)
-    path.write_text(whole.replace('"release": "counts"', '"release":  "counts"'))
-    assert verify(spent).faults == ("line 2 was changed: its sha256 is another",)
-    path.write_text(whole.replace('"mechanism"', '"mechanism'))
-    assert verify(spent).faults == ("line 2 is not JSON",)
-
-
-@pytest.mark.parametrize(
-    ("at", "changes", "words"),
-    [
-        (2, {"epsilon": 0.5}, "line 3 states epsilon 0.5, and what was spent by then costs 0.946"),
-        (
-            2,
-            {"event": {"noise_multiplier": 9.0}},
-            "line 3 states epsilon 0.946486, and what was spent by then costs",
-        ),
-        (2, {"event": {"noise_multiplier": -1.0}}, "line 3 has values that this version does not know"),
-        (1, {"event": {"often": 1}}, "line 2 has values that this version does not know"),
-        (1, {"event": 5}, "line 2 has values that this version does not know"),
-        (1, {"is_private": "yes"}, "line 2 has values that this version does not know"),
-        (1, {"line": "note"}, "line 2 is no spend"),
-        (1, {"line": "target_epsilon"}, "line 2 has no 'target_epsilon'"),
-        (1, {"line": "declaration"}, "line 2 is no spend"),
-        (0, {"target_epsilon": 0.5}, "line 3 brings epsilon to 0.946486, above the target of 0.5"),
-        (0, {"target_delta": 1e-9}, "line 2 states epsilon"),
-    ],
-)
-def test_ledgers_that_were_written_anew_are_computed_anew(spent, at, changes, words):
-    lines = [
-        {key: value for key, value in line.items() if key not in ("previous", "sha256")} for line in written(spent)
-    ]
-    lines[at] |= changes
-    (spent / LEDGER).write_bytes(b"".join(encoded(line) + b"\n" for line in chained(lines, None)))
-    assert any(fault.startswith(words) for fault in verify(spent).faults)
-
-
-@pytest.mark.parametrize("changes", [{"format": 2}, {"unit": "user"}, {"accountant": "gdp"}, {"target_delta": 2}])
-def test_declarations_that_are_not_known_are_refused(spent, changes):
-    (spent / LEDGER).write_bytes(
-        b"".join(encoded(line) + b"\n" for line in chained([written(spent)[0] | changes], None))
-    )
-    with pytest.raises(RunFolderError, match="has values that this version does not know"):
-        verify(spent)
-
-
-@pytest.mark.parametrize("order", [[0, 2], [0, 2, 1], [1, 2], [0, 1, 1, 2]])
-def test_lines_that_were_taken_out_moved_or_doubled_are_found(spent, order):
-    lines = (spent / LEDGER).read_bytes().splitlines(keepends=True)
-    (spent / LEDGER).write_bytes(b"".join(lines[at] for at in order))
-    if order[0] == 0:
-        assert "does not follow from the line before it" in verify(spent).faults[0]
-    else:
-        with pytest.raises(RunFolderError, match="has no declaration \\(line 1 does not follow from"):
-            verify(spent)
-
-
-def test_costs_above_the_target_are_found(tmp_path, monkeypatch):
-    ledger = Ledger(tmp_path, PROMISE, 1.0)
-    monkeypatch.setattr(ledger, "check", lambda spends: None)
-    ledger.spend([spend(event=Gaussian(1.0))])
-    assert any("brings epsilon to 4.37" in fault and "target of 1" in fault for fault in verify(tmp_path).faults)
-
-
-def test_folders_without_a_ledger_are_refused(tmp_path):
-    with pytest.raises(
-        RunFolderError, match=r"has no privacy.json; give the folder of a run with settings of priv"
-    ):
-        verify(tmp_path)
-    (tmp_path / LEDGER).write_text("")
-    with pytest.raises(RunFolderError, match="has no declaration \\(it is empty\\); restore it"):
-        verify(tmp_path)

@@ -1,6 +1,7 @@
-"""A refiner on a random model."""
+"""A refiner on a random model, and a generator that is the same in every test."""
 
 import pytest
+import torch
 
 from gradmm.data.task import BoundTask
 from gradmm.data.vocabulary import allowed_tokens
@@ -10,6 +11,11 @@ from gradmm.memory import BatchLimit
 from gradmm.seeds import make_generator
 from gradmm.solvers.refinement import RefinementConfig, Refiner
 from refinement_tools import DISTANCES, FREE, ONE, ROWS
+
+
+@pytest.fixture
+def rng():
+    return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture
