@@ -125,6 +125,11 @@ def _names_in(file: Path) -> set[str]:
     }
 
 
+def test_the_table_to_read_is_that_of_the_demo_in_the_readme() -> None:
+    tables = [re.findall(r"[┏┃┡│└].*", page.read_text()) for page in (ROOT / "README.md", DOCS / "index.md")]
+    assert len(tables[0]) == 7 and tables[0] == tables[1]
+
+
 def test_ready_made_tasks_are_listed() -> None:
     assert set(PRESETS) <= named("howto/own-data.md")
 
