@@ -16,10 +16,9 @@ from gradmm.data.sources import LabelledData, load_data
 from gradmm.progress import Reporter, Stage
 
 DATA_FILES = ("data/synthetic.jsonl", "data/synthetic.parquet")
-FILES = {
-    *("config.yaml", "environment.json", "fingerprint.json", "metrics.json", "run.log", "SHA256SUMS"),
-    *DATA_FILES,
-}
+KEPT = {"config.yaml", "environment.json", "fingerprint.json", "metrics.json", "run.log", "SHA256SUMS"}
+"""What every finished folder holds, of whatever verb."""
+FILES = KEPT | set(DATA_FILES)
 FORMS = ["as_written", "lowercase"]
 TINY_ROWS = [
     *[(f"The film is bad, a dull story {n}.", 0) for n in range(5)],

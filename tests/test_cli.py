@@ -20,6 +20,7 @@ import gradmm
 from command_line import Outcome, Run
 from gradmm import cli
 from gradmm.config import load_config
+from run_tools import DATA_FILES
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 VERBS = ("demo", "generate", "preview", "doctor", "train", "evaluate", "compare")
@@ -34,7 +35,6 @@ SMALL = {
 }
 SETS = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
 OUTER = 60  # iterations, of which Control-C falls into the first
-DATA_FILES = ("data/synthetic.jsonl", "data/synthetic.parquet")
 
 
 @pytest.fixture(scope="module")

@@ -21,17 +21,8 @@ from gradmm.errors import RunFolderError
 from gradmm.pipeline import generate
 from gradmm.progress import Reporter, Stage
 from gradmm.result import Result
+from run_tools import DATA_FILES, FILES, files
 
-DATA_FILES = ("data/synthetic.jsonl", "data/synthetic.parquet")
-FILES = {
-    "config.yaml",
-    "environment.json",
-    "fingerprint.json",
-    "metrics.json",
-    "run.log",
-    "SHA256SUMS",
-    *DATA_FILES,
-}
 ROWS = [
     (f"The film is {word}, a story {n}.", label) for n in range(3) for label, word in enumerate(("bad", "fine"))
 ]
@@ -113,10 +104,6 @@ def unfinished(go: Go, tmp_path_factory: pytest.TempPathFactory) -> Begun:
 @pytest.fixture(params=["interrupted", "ended"])
 def run_folder(request: pytest.FixtureRequest, begun: Begun, whole: Path, tmp_path: Path) -> Path:
     return begun(7) if request.param == "interrupted" else shutil.copytree(whole, tmp_path / "run")
-
-
-def files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def same(folder: Path, whole: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,8 @@ from gradmm.progress import Reporter
 from gradmm.training.rows import tokenise_data
 from store_tools import Kept
 
-NAMES = ("negative", "positive")
-WORDS = (("dull", "bad", "sad"), ("fine", "great", "happy"))
 RATES = (1e-6, 0.03)
 MEASURED = ("seconds_texts", "seconds_training", "peak_bytes_texts", "peak_bytes_training")  # another every time
-LEFT = {"config.yaml", "environment.json", "fingerprint.json", "metrics.json", "run.log", "SHA256SUMS"}
 MOST = tuple(name for name in METHODS if name not in ("real_k_center", "noise", "projection"))
 FEW = ("search", "lm_few_shot", "real_random", "real_coreset")
 
@@ -50,19 +46,6 @@ class Counting(Reporter):
 
     def advance(self, done: float = 1, shown: object = None, **figures: float) -> None:
         self.done += done
-
-
-def rows_of(kind: str, each: int) -> list[dict[str, str]]:
-    return [
-        {"text": f"A {WORDS[label][n % 3]} {kind} {n}.", "label": name}
-        for n in range(each)
-        for label, name in enumerate(NAMES)
-    ]
-
-
-def write(path: Path, rows: list[dict[str, str]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def settings(files: Path, **changes: Any) -> CompareConfig:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import gradmm
-from compare_tools import MOST, Counting, rows_of, settings, write
+from compare_tools import MOST, Counting, settings
 from gradmm.comparison.compare import Comparison
 from gradmm.comparison.config import CompareConfig
 from gradmm.loading import save_pretrained
+from labelled_rows import rows_of, written
 from tiny_models import make_model, make_tokenizer
 
 
@@ -22,7 +23,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     others = ("A great, happy film.", "What a dull, sad story!")
     save_pretrained(make_model("llama"), make_tokenizer(True, others, 100), folder / "student")
     for name, each in (("film", 8), ("story", 5), ("end", 6)):
-        write(folder / f"{name}.jsonl", rows_of(name, each))
+        written(folder / f"{name}.jsonl", rows_of(name, each))
     return folder
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import gradmm
-from compare_tools import LEFT, MOST, NAMES, Counting, arena, rates, settings, told
+from compare_tools import MOST, Counting, arena, rates, settings, told
 from gradmm.comparison import runner
 from gradmm.comparison.compare import Comparison
 from gradmm.comparison.config import CompareConfig
@@ -24,6 +24,8 @@ from gradmm.config import load_settings
 from gradmm.data.sources import load_data
 from gradmm.errors import ConfigError, RunFolderError
 from gradmm.store import as_json
+from labelled_rows import NAMES
+from run_tools import KEPT
 
 
 def test_every_method_budget_and_seed_is_there_once(whole: Any, everything: CompareConfig) -> None:
@@ -76,7 +78,7 @@ def test_the_same_settings_give_the_same_records_whatever_else_is_compared(
 def test_what_is_written_is_what_is_returned(whole: Any, everything: CompareConfig) -> None:
     found = whole[0]
     names = {path.relative_to(found.run_dir).as_posix() for path in found.run_dir.rglob("*")}
-    assert names == LEFT | {"results.parquet", "texts.parquet"}
+    assert names == KEPT | {"results.parquet", "texts.parquet"}
     records = pq.read_table(found.run_dir / "results.parquet").to_pylist()
     assert records == found.records and list(records[0]) == list(found.records[0])
     assert summarise(records) == found.rows

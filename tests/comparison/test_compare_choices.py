@@ -8,22 +8,19 @@ from typing import Any
 import pytest
 
 import gradmm
-from compare_tools import NAMES, RATES, Counting, arena, rates, rows_of, settings, write
+from compare_tools import RATES, Counting, arena, rates, settings
 from gradmm.comparison import runner
 from gradmm.comparison.methods import METHODS
 from gradmm.data.sources import load_data
 from gradmm.training.rows import TokenRows
-
-
-def flipped(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [row | {"label": NAMES[row["label"] == NAMES[0]]} for row in rows]
+from labelled_rows import flipped, rows_of, written
 
 
 def test_learning_rates_are_chosen_on_the_development_split_alone(files: Path, tmp_path: Path) -> None:
     methods = ["lm_random", "real_random", "real_all"]
     plain = gradmm.compare(settings(files, methods=methods, budgets=[3]))
     wrong = {
-        role: write(tmp_path / f"{role}.jsonl", flipped(rows_of(name, each)))
+        role: str(written(tmp_path / f"{role}.jsonl", flipped(rows_of(name, each))))
         for role, name, each in (("dev", "story", 5), ("test", "end", 6))
     }
     other_test = gradmm.compare(settings(files, methods=methods, budgets=[3], test=wrong["test"]))

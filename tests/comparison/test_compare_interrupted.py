@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 import gradmm
-from compare_tools import LEFT, settings, told
+from compare_tools import settings, told
 from gradmm.comparison.compare import Comparison
 from gradmm.store import RunFolder
+from run_tools import KEPT
 
 
 def assert_alike(found: Comparison, whole: Comparison) -> None:
@@ -54,7 +55,7 @@ def test_wherever_a_comparison_is_interrupted_it_ends_the_same(files: Path, tmp_
     assert attempts >= 19
     assert_alike(found, undisturbed)
     left = [{path.name for path in (tmp_path / name).iterdir()} for name in ("whole", "often")]
-    assert left[0] == left[1] == LEFT | {"results.parquet", "texts.parquet"}
+    assert left[0] == left[1] == KEPT | {"results.parquet", "texts.parquet"}
 
 
 @pytest.mark.parametrize("saves", [3, 12])

@@ -10,13 +10,14 @@ import pytest
 from pydantic import ValidationError
 
 import gradmm
-from compare_tools import NAMES, Counting, arena, rows_of, settings, write
+from compare_tools import Counting, arena, settings
 from gradmm.comparison import runner
 from gradmm.comparison.compare import Comparison
 from gradmm.comparison.config import CompareConfig
 from gradmm.comparison.runner import Arena
 from gradmm.errors import DataError, RunFolderError
 from gradmm.loading import save_pretrained
+from labelled_rows import NAMES, rows_of, written
 from tiny_models import make_model, make_tokenizer
 
 
@@ -60,7 +61,7 @@ def test_rows_that_do_not_fit_the_model_that_is_trained_are_told_before_any_work
     save_pretrained(make_model("llama", max_position_embeddings=9), make_tokenizer(True), tmp_path / "short")
     monkeypatch.setattr(Arena, "run", None)
     for role in ("dev", "test"):
-        write(tmp_path / f"{role}.jsonl", [{"text": f"{n}", "label": name} for n, name in enumerate(NAMES)])
+        written(tmp_path / f"{role}.jsonl", [{"text": f"{n}", "label": name} for n, name in enumerate(NAMES)])
     short = {"model_name_or_path": str(tmp_path / "short"), "device": "cpu"}
     given = {role: str(tmp_path / f"{role}.jsonl") for role in ("dev", "test")}
     with pytest.raises(DataError, match=r"film\.jsonl, row 0 .* leaves room for"):
@@ -74,7 +75,7 @@ def test_files_of_ones_own_are_compared_and_belong_to_the_run(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()
     for name, each in (("a/b.jsonl", 1), ("a_b.jsonl", 2)):
-        write(tmp_path / name, rows_of("song", each))
+        written(tmp_path / name, rows_of("song", each))
     config = settings(files, methods=["file:a/b.jsonl", "file:a_b.jsonl"], budgets=[1, 2])
     found = gradmm.compare(config, "run")
     assert {(one["method"], one["budget"], one["texts"]) for one in found.records} == {
@@ -85,7 +86,7 @@ def test_files_of_ones_own_are_compared_and_belong_to_the_run(
     }
     assert {row.kind for row in found.rows} == {"synthetic"}
     assert gradmm.compare(config, "run") == found
-    write(tmp_path / "a_b.jsonl", rows_of("part", 2))
+    written(tmp_path / "a_b.jsonl", rows_of("part", 2))
     with pytest.raises(RunFolderError) as caught:
         gradmm.compare(config, "run")
     changed = [line.split(":")[:3] for line in str(caught.value).splitlines() if line.startswith("  ")]

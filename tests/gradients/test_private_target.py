@@ -25,23 +25,8 @@ from gradmm.privacy.planning import make_plan, shares_of
 from gradmm.privacy.verification import verify
 from gradmm.store import RunFolder
 from release_oracles import GIVEN, MIXED, NONE, SPLIT, loss_of, row_gradient, space_of
-
-
-class Shelf:
-    """A run folder in memory."""
-
-    def __init__(self) -> None:
-        self.kept = {}
-
-    def load_state(self, name):
-        return self.kept.get(name)
-
-    def save_state(self, name, tensors, facts):
-        self.kept[name] = ({key: value.clone() for key, value in tensors.items()}, dict(facts))
-
-
-def batches(split, size=2):
-    return [[list(own[i : i + size]) for i in range(0, len(own), size)] for own in split]
+from store_tools import Kept
+from target_tools import batches
 
 
 def release(
@@ -60,7 +45,7 @@ def release(
     config = PrivacyConfig(**GIVEN | given)
     plan, ledger = make_plan(config, shares_of(config, words_clip is not None)), Ledger(folder, config, 2.0)
     what = released_of(lm, task, space, clip, with_bias, words_clip)
-    return private_target(lm, task, batches(split), what, config, plan, ledger, shelf or Shelf(), noise=noise)
+    return private_target(lm, task, batches(split, 2), what, config, plan, ledger, shelf or Kept(), noise=noise)
 
 
 def released_of(lm, task, space=IDENTITY, clip=0.5, with_bias=True, words_clip=None):
@@ -120,7 +105,7 @@ def test_with_a_large_clip_it_is_the_target_that_is_not_private(tiny_lm, tiny_ta
     task = tiny_task(lm, MIXED)
     counts = {"public_counts": {f"class {c}": len(own) for c, own in enumerate(SPLIT)}}
     found, _ = release(lm, task, tmp_path, clip=1e3, **counts)
-    for mine, theirs in zip(found.classes, compute_target(lm, task, batches(SPLIT)).classes, strict=True):
+    for mine, theirs in zip(found.classes, compute_target(lm, task, batches(SPLIT, 2)).classes, strict=True):
         assert oracles.relative_error(joined(mine), joined(theirs)) < 1e-4  # quanta of a large clip are coarse
 
 
@@ -159,9 +144,9 @@ def test_counts_are_public_or_released_on_their_own(tiny_lm, tiny_task, tmp_path
 
 def sums_of(lm, task, folder, split, clip=0.5):
     folder.mkdir()
-    shelf = Shelf()
+    shelf = Kept()
     release(lm, task, folder, split, clip=clip, shelf=shelf)
-    tensors, _ = shelf.kept[STATE]
+    tensors, _ = shelf.states[STATE]
     return tensors["means"] * tensors["counts"].unsqueeze(1)
 
 
@@ -228,7 +213,7 @@ def test_a_second_run_uses_what_was_released_and_reads_no_row(tiny_lm, tiny_task
     seen = []
 
     def read(split):
-        return [(seen.append(batch) or batch for batch in own) for own in batches(split)]
+        return [(seen.append(batch) or batch for batch in own) for own in batches(split, 2)]
 
     with RunFolder(tmp_path / "run", {"a": 1}) as folder:
         about = (released_of(lm, task), config, make_plan(config))
@@ -254,7 +239,7 @@ def test_words_are_released_beside_it_once(tiny_lm, tiny_task, tmp_path):
     """From the same rows, of which one without tokens adds nothing; the target is the same but for its noise."""
     lm = tiny_lm("phi")
     task = tiny_task(lm, MIXED)
-    split, shelf = [[*SPLIT[0], ""], *SPLIT[1:]], Shelf()
+    split, shelf = [[*SPLIT[0], ""], *SPLIT[1:]], Kept()
     found, counts = release(lm, task, tmp_path, split, shelf=shelf, words_clip=0.3)
     (tmp_path / "alone").mkdir()
     alone, _ = release(lm, task, tmp_path / "alone", split)
@@ -292,8 +277,8 @@ def test_progress_counts_the_rows(tiny_lm, tiny_task, tmp_path):
     task = tiny_task(lm, MIXED)
     config = PrivacyConfig(**GIVEN)
     ledger = Ledger(tmp_path, config, 2.0)
-    about = (released_of(lm, task), config, make_plan(config), ledger, Shelf())
-    private_target(lm, task, batches(SPLIT), *about, done.append, NONE)
+    about = (released_of(lm, task), config, make_plan(config), ledger, Kept())
+    private_target(lm, task, batches(SPLIT, 2), *about, done.append, NONE)
     assert sum(done) == 6
 
 

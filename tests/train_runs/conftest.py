@@ -13,8 +13,9 @@ from gradmm.models import LanguageModel, load_model
 from gradmm.result import make_dataset, write_result
 from gradmm.store import RunFolder
 from gradmm.training_run import TrainResult
+from labelled_rows import WORDS, rows_of, written
 from tiny_models import make_model, make_tokenizer
-from train_tools import FLAGS, WORDS, rows_of, train, written
+from train_tools import FLAGS, train
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,8 @@ from typing import Any
 import gradmm
 from command_line import Run
 from gradmm.training_run import TrainResult
-from train_tools import (
-    NAMES,
-    saved_splits,
-    written,
-)
+from labelled_rows import NAMES, written
+from train_tools import saved_splits
 
 
 def test_evaluate_prints_what_python_finds(run: Run, files: Path, made: TrainResult) -> None:

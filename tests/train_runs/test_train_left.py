@@ -20,15 +20,8 @@ from gradmm.models import LanguageModel
 from gradmm.training.finetune import FineTuner
 from gradmm.training_config import TrainRunConfig
 from gradmm.training_run import TrainResult
-from train_tools import (
-    KEPT,
-    MODEL_FILES,
-    assert_like,
-    contents,
-    metrics_in,
-    train,
-    weights_in,
-)
+from run_tools import KEPT
+from train_tools import MODEL_FILES, assert_like, contents, metrics_in, train, weights_in
 
 
 def test_train_from_flags_alone(run: Run, base: list[str], splits: list[str], made: TrainResult) -> None:

@@ -19,14 +19,8 @@ from gradmm.training.finetune import TrainConfig
 from gradmm.training_config import TrainRunConfig
 from gradmm.training_data import TrainData, load_train_data, with_runs
 from gradmm.training_run import TrainResult
-from train_tools import (
-    FLAGS,
-    NAMES,
-    SMALL,
-    WORDS,
-    rows_of,
-    written,
-)
+from labelled_rows import NAMES, WORDS, rows_of, written
+from train_tools import FLAGS, SMALL
 
 
 def test_a_run_is_trained_on_with_its_weights_names_task_and_model(

@@ -18,11 +18,8 @@ from gradmm.training.finetune import TrainConfig
 from gradmm.training_config import TrainRunConfig
 from gradmm.training_data import load_train_data
 from gradmm.training_run import TrainResult
-from train_tools import (
-    rows_of,
-    train,
-    written,
-)
+from labelled_rows import rows_of, written
+from train_tools import train
 
 # ---- settings
 

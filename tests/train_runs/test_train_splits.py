@@ -17,14 +17,8 @@ from gradmm.training.finetune import FineTuner
 from gradmm.training_config import TrainRunConfig
 from gradmm.training_data import TrainData
 from gradmm.training_run import TrainResult
-from train_tools import (
-    FLAGS,
-    NAMES,
-    metrics_in,
-    rows_of,
-    saved_splits,
-    train,
-)
+from labelled_rows import flipped, rows_of
+from train_tools import FLAGS, metrics_in, saved_splits, train
 
 
 def test_the_test_split_chooses_nothing(
@@ -46,8 +40,7 @@ def test_the_test_split_chooses_nothing(
 
     monkeypatch.setattr(FineTuner, "run", fitting)
     dev = str(files / "dev.jsonl")
-    flipped = [{**row, "label": NAMES[row["label"] == NAMES[0]]} for row in rows_of("test", 5)]
-    results = [train(lm, files, dev=dev, test=test) for test in (None, flipped)]
+    results = [train(lm, files, dev=dev, test=test) for test in (None, flipped(rows_of("test", 5)))]
     assert looked == [(12, False)] * 2 + [(12, False)] * 2 + [(10, False)] * 2
     for result in results:
         assert result.model.fingerprint() == made.model.fingerprint()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ import gradmm
 from gradmm.models import LanguageModel
 from gradmm.training.finetune import TrainConfig
 from gradmm.training_run import TrainResult
-
-NAMES = ("negative", "positive")
-
-WORDS = (("dull", "bad", "sad"), ("fine", "great", "happy"))
+from labelled_rows import rows_of
+from run_tools import files as contents
 
 SMALL = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 0.01, "eval_steps": 2, "save_steps": 1}
 
@@ -30,30 +27,11 @@ MODEL_FILES = {
     "tokenizer_config.json",
 }
 
-KEPT = {"SHA256SUMS", "config.yaml", "environment.json", "fingerprint.json", "metrics.json", "run.log"}
-
-
-def rows_of(kind: str, each: int) -> list[dict[str, str]]:
-    return [
-        {"text": f"A {WORDS[label][n % 3]} {kind}, {n}.", "label": name}
-        for n in range(each)
-        for label, name in enumerate(NAMES)
-    ]
-
-
-def written(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
 
 def train(lm: LanguageModel, files: Path, data: Any = None, **given: Any) -> TrainResult:
     own = {key: given.pop(key) for key in list(given) if key in TrainConfig.model_fields}
     source = str(files / "train.jsonl") if data is None else data
     return gradmm.train(lm, "sst2", source, TrainConfig(**SMALL | own), **given)
-
-
-def contents(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def weights_in(folder: str | Path) -> bytes:

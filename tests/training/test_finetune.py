@@ -14,7 +14,6 @@ from transformers import get_constant_schedule_with_warmup, get_linear_schedule_
 
 from finetune_tools import FREE, PLAIN, TEXTS, TinyTask, rows_of, same, settings, tuned
 from gradmm.data.task import BoundTask
-from gradmm.errors import OutOfMemoryError
 from gradmm.labelling import label_log_probs
 from gradmm.training.evaluate import judge
 from gradmm.training.finetune import FineTuner
@@ -150,33 +149,6 @@ def test_where_memory_runs_out_smaller_batches_make_the_same_step(
     assert sizes == [8, 4, 4] + 3 * [2] * 4
     assert parts.limit.size == 2
     close(parts, whole)
-
-
-def test_a_row_that_does_not_fit_into_memory_ends_a_training(
-    tiny_lm: TinyLM, tiny_task: TinyTask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def loss(tuner: FineTuner, rows: Sequence[int]) -> Tensor:
-        raise torch.OutOfMemoryError("no memory")
-
-    monkeypatch.setattr(FineTuner, "_loss", loss)
-    with pytest.raises(OutOfMemoryError) as caught:
-        tuned(tiny_lm(PLAIN), tiny_task(tiny_lm(PLAIN)))
-    assert str(caught.value) == (
-        "a single text does not fit into memory while training (no memory); what would: rows with fewer tokens, "
-        "adapters (lora), bf16, optim addax, a smaller model, or a device with more memory (model.device)"
-    )
-
-
-def test_other_errors_are_not_taken_for_want_of_memory(
-    tiny_lm: TinyLM, tiny_task: TinyTask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def loss(tuner: FineTuner, rows: Sequence[int]) -> Tensor:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(FineTuner, "_loss", loss)
-    for optim in ("adamw", "addax"):
-        with pytest.raises(RuntimeError, match=r"^a bug$"):
-            tuned(tiny_lm(PLAIN), tiny_task(tiny_lm(PLAIN)), optim=optim)
 
 
 def test_a_row_of_weight_2_is_that_row_twice(tiny_lm: TinyLM, tiny_task: TinyTask) -> None:
