@@ -17,10 +17,12 @@ from benchmarks import (
     scaling,
     speed,
     stages,
+    startup,
     target,
 )
 
 TABLES: dict[str, Callable[[Console, argparse.Namespace], None]] = {
+    "startup": lambda console, _: startup.table(console),
     "speed": lambda console, _: speed.table(console),
     "stages": lambda console, _: stages.table(console),
     "scaling": lambda console, _: scaling.tables(console),

@@ -49,6 +49,7 @@ from gradmm.cli_options import (
     shared_flags,
 )
 from gradmm.errors import ConfigError, GradmmError, listed, printable_lines
+from gradmm.startup import end_quickly, libraries_load, load_transformers
 
 if TYPE_CHECKING:
     from gradmm.config import RunConfig
@@ -204,11 +205,13 @@ def doctor(
 ) -> None:
     """Check settings, model and data against each other without running anything."""
     settings = _settings(_flags(context), config, set_)
-    from rich.console import Console
+    with libraries_load():
+        from rich.console import Console
 
-    from gradmm.doctor import examine
-    from gradmm.present import show_findings
+        from gradmm.doctor import examine
+        from gradmm.present import show_findings
 
+    load_transformers()
     findings = list(examine(settings, bench))
     show_findings(Console(), findings)
     if any(finding.level == "fail" for finding in findings):
@@ -234,7 +237,8 @@ def _texts_per_class(given: str) -> Any:
 
 
 def _settings(flags: dict[str, Any], config: str | None = None, sets: list[str] | None = None) -> RunConfig:
-    from gradmm.config import load_config
+    with libraries_load():
+        from gradmm.config import load_config
 
     return load_config(config, flags, sets or ())
 
@@ -248,23 +252,26 @@ def _reporter(quiet: bool = False, style: Style = Style.auto) -> Reporter:
 def _run(
     settings: RunConfig, output_dir: Path | None, reporter: Reporter, resume: Resume = Resume.if_possible
 ) -> Result:
-    from gradmm.data.checks import match_labels
-    from gradmm.data.sources import load_data
-    from gradmm.models import load_model
-    from gradmm.pipeline import generate as make
-    from gradmm.progress import unsaid
+    with libraries_load():
+        from gradmm.data.checks import match_labels
+        from gradmm.data.sources import load_data
+        from gradmm.models import load_model
+        from gradmm.pipeline import generate as make
+        from gradmm.progress import unsaid
 
     with unsaid(settings.privacy is not None):
         data = load_data(None, settings.data)
     task = match_labels(settings.resolve_task(data.label_names), data)
     settings.count_texts(task.label_names, data.counts())  # refused before a large model is loaded
+    load_transformers()
     model = load_model(settings.model)
     with interruptible(output_dir is not None):
         return make(model, task, data, settings, output_dir, reporter, resume.value)
 
 
 def _demo() -> str:
-    from gradmm.config import PACKAGED
+    with libraries_load():
+        from gradmm.config import PACKAGED
 
     return str(PACKAGED / "demo.yaml")
 
@@ -295,6 +302,7 @@ app.add_typer(cli_privacy.app, name="privacy")
 
 def main() -> None:
     """Entry point: errors that a user can mend end with a sentence, not a traceback."""
+    end_quickly()
     try:
         code = app(standalone_mode=False)
     except GradmmError as err:

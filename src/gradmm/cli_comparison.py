@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gradmm.cli_options import Progress, Quiet, Resume, ResumeFlag, Style, interruptible
+from gradmm.startup import libraries_load
 
 Settings = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file: methods, budgets, data, model.")]
 Set = Annotated[
@@ -31,14 +32,15 @@ def compare(
     progress: Progress = Style.auto,
 ) -> None:
     """Train on texts of every method and on real rows, and say which does better."""
-    from rich.console import Console
+    with libraries_load():
+        from rich.console import Console
 
-    from gradmm.comparison.compare import compare as run
-    from gradmm.comparison.config import CompareConfig
-    from gradmm.config import load_settings
-    from gradmm.present_comparison import show_comparison
-    from gradmm.report.html import write_report
-    from gradmm.reporters import make_reporter
+        from gradmm.comparison.compare import compare as run
+        from gradmm.comparison.config import CompareConfig
+        from gradmm.config import load_settings
+        from gradmm.present_comparison import show_comparison
+        from gradmm.report.html import write_report
+        from gradmm.reporters import make_reporter
 
     settings = load_settings(CompareConfig, config, {"path": path or None}, set_ or ())
     reporter = make_reporter(quiet, progress.value)

@@ -33,6 +33,7 @@ from gradmm.cli_options import (
     interruptible,
     shared_flags,
 )
+from gradmm.startup import libraries_load, load_transformers
 
 if TYPE_CHECKING:
     from gradmm.progress import Reporter
@@ -121,9 +122,10 @@ def train(
     progress: Progress = Style.auto,
 ) -> None:
     """Fine-tune a model to tell classes apart, on synthetic or any other labelled text."""
-    from gradmm.config import load_settings
-    from gradmm.reporters import make_reporter
-    from gradmm.training_config import TrainRunConfig
+    with libraries_load():
+        from gradmm.config import load_settings
+        from gradmm.reporters import make_reporter
+        from gradmm.training_config import TrainRunConfig
 
     flags = shared_flags(context.params) | {name: context.params[name] for name in _SETTINGS}
     flags |= {"lora": lora or None, "bf16": bf16 or None}
@@ -149,20 +151,22 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Say how well a model tells classes apart: accuracy, calibration, confusion."""
-    from rich.console import Console
+    with libraries_load():
+        from rich.console import Console
 
-    from gradmm.config import load_settings
-    from gradmm.models import load_model
-    from gradmm.present import show_evaluation
-    from gradmm.reporters import make_reporter
-    from gradmm.training_config import TrainRunConfig
-    from gradmm.training_data import load_train_data, with_runs
-    from gradmm.training_run import evaluate as judge
+        from gradmm.config import load_settings
+        from gradmm.models import load_model
+        from gradmm.present import show_evaluation
+        from gradmm.reporters import make_reporter
+        from gradmm.training_config import TrainRunConfig
+        from gradmm.training_data import load_train_data, with_runs
+        from gradmm.training_run import evaluate as judge
 
     make_reporter(quiet=True)
     settings = with_runs(load_settings(TrainRunConfig, None, shared_flags(context.params), set_ or ()))
     rows = load_train_data(None, settings.data).rows
     asked = settings.resolve_task(rows.label_names)
+    load_transformers()
     found = judge(load_model(settings.model), asked, rows, settings.per_device_eval_batch_size)
     if as_json:
         names: dict[str, Any] = {"model": settings.model.model_name_or_path, "data": rows.name}
@@ -172,17 +176,19 @@ def evaluate(
 
 
 def _train(settings: TrainRunConfig, output_dir: Path, reporter: Reporter, resume: Resume) -> None:
-    from rich.console import Console
+    with libraries_load():
+        from rich.console import Console
 
-    from gradmm.models import load_model
-    from gradmm.present import show_training
-    from gradmm.training_data import load_other_data, load_train_data, with_runs
-    from gradmm.training_run import train as make
+        from gradmm.models import load_model
+        from gradmm.present import show_training
+        from gradmm.training_data import load_other_data, load_train_data, with_runs
+        from gradmm.training_run import train as make
 
     settings = with_runs(settings)
     data = load_train_data(None, settings.data)
     task = settings.resolve_task(data.rows.label_names)
     dev, test = load_other_data(settings, "dev"), load_other_data(settings, "test")
+    load_transformers()
     model = load_model(settings.model)
     with interruptible(True):
         result = make(model, task, data, settings, dev, test, output_dir, reporter, resume.value)
