@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -16,6 +17,17 @@ from typer.main import get_command
 
 from gradmm import cli
 from gradmm.progress import log
+
+LINES = re.compile(r"(pool|target|admm|measure): .*")  # all that stderr may hold
+SMALL = {
+    "solver": "admm",
+    **{"admm.n_outer": 2, "admm.n_inner": 2, "admm.relative_tolerance": 0},
+    **{"initial.candidates": 1, "space.public_texts": 3},
+    "lengths.distribution": "uniform",
+    "lengths.min_tokens": 4,
+    "lengths.max_tokens": 7,
+}
+SETS = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
 
 
 class Outcome(NamedTuple):
