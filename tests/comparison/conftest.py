@@ -1,8 +1,9 @@
-"""Two small models and rows for comparisons."""
+"""Two small models and rows for comparisons, and the material of their methods."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,17 @@ import gradmm
 from compare_tools import MOST, Counting, settings
 from gradmm.comparison.compare import Comparison
 from gradmm.comparison.config import CompareConfig
+from gradmm.comparison.material import Material
+from gradmm.comparison.methods import METHODS
+from gradmm.config import GenerateConfig
+from gradmm.data.presets import get_task
+from gradmm.data.sources import LabelledData, load_data
+from gradmm.data.task import BoundTask
 from gradmm.loading import save_pretrained
+from gradmm.models import LanguageModel
 from labelled_rows import rows_of, written
+from material_tools import COUNT, ROWS, SMALL, MakeMaterial
+from store_tools import Kept
 from tiny_models import make_model, make_tokenizer
 
 
@@ -37,3 +47,39 @@ def everything(files: Path) -> CompareConfig:
 def whole(everything: CompareConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Counting]:
     reporter = Counting()
     return gradmm.compare(everything, tmp_path_factory.mktemp("whole") / "run", reporter), reporter
+
+
+# ---- of methods
+
+
+@pytest.fixture(scope="module")
+def rows() -> LabelledData:
+    return load_data(ROWS)
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_lm: Any) -> LanguageModel:
+    found: LanguageModel = tiny_lm("gpt2")
+    return found
+
+
+@pytest.fixture(scope="module")
+def make_material(lm: LanguageModel, rows: LabelledData) -> MakeMaterial:
+    task = BoundTask(get_task("sst2"), lm.tokenizer, lm.max_length)
+
+    def make(seed: int = 0, budget: int = COUNT, own: LabelledData = rows, **settings: Any) -> Material:
+        config = GenerateConfig.model_validate(SMALL | settings)
+        return Material(lm, task, own, config, seed, Kept(), budget)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def material(make_material: MakeMaterial) -> Material:
+    """Shared by tests that change nothing."""
+    return make_material()
+
+
+@pytest.fixture(scope="module")
+def made(material: Material) -> dict[str, list[list[str]]]:
+    return {name: method.make(material, COUNT).texts for name, method in METHODS.items()}
